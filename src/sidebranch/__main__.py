@@ -1,0 +1,5 @@
+"""`python -m sidebranch`."""
+
+from sidebranch.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,166 @@
+"""The command line: the only file that knows it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, recipe, train
+from sidebranch.engine.config import as_dict
+from sidebranch.engine.evaluate_run import evaluate_run
+from sidebranch.errors import UserError, nearest
+
+TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
+
+RECIPE is a shipped name (`sidebranch recipes` lists them), a YAML file, or a run folder, which repeats that run.
+Every field of a recipe is a flag:
+
+  sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1
+  sidebranch train cifar100/resnet32 --method baseline --print-config
+  sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1 --resume
+
+Ctrl-C saves and stops; the same command with --resume goes on where it stopped."""
+
+EVAL_HELP = """Evaluate a run on its validation images: top-1 and top-5 error of every classifier and of their ensemble.
+
+  sidebranch eval runs/cifar100-resnet32-dhm-seed0
+  sidebranch eval runs/cifar100-resnet32-dhm-seed0 --checkpoint best --data.root /elsewhere"""
+
+DEMO_HELP = """See the effect in minutes, offline: scikit-learn's digits with half of the training labels replaced at random,
+trained without side branches (baseline) and with them (DHM). Prints a table and writes report.html."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 for bad input, 128 + n after signal n."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"sidebranch: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"sidebranch: {stop}", file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        print("sidebranch: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+
+
+def _run(arguments: list[str]) -> int:
+    parser, verbs = _parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    recipe_name = None
+    if arguments[0] == "train" and not {"-h", "--help"} & set(arguments[1:2]):
+        if len(arguments) < 2 or arguments[1].startswith("-"):
+            raise UserError("train needs a recipe first: sidebranch train RECIPE [--flag value ...]; see: sidebranch recipes")
+        recipe_name = arguments[1]
+        arguments = ["train", "--config", str(recipe.find(recipe_name)), *arguments[2:]]
+    try:
+        parsed = parser.parse_args(arguments)
+    except ArgumentError as error:
+        verb = arguments[0]
+        if verb not in verbs and not verb.startswith("-"):
+            raise UserError(f"no command '{verb}'; {nearest(verb, verbs)}") from error
+        valid = recipe.keys(as_dict(Config())) + ["resume", "output", "config"] if verb == "train" else []
+        where = f"{recipe_name}: " if recipe_name and "does not accept" in str(error) else ""
+        raise UserError(where + recipe.explain(error, valid)) from error
+    verb = parsed.subcommand
+    options = parsed[verb]
+    if verb == "train":
+        return _train(verbs["train"], options, recipe_name or "")
+    return {"eval": _eval, "recipes": _recipes}[verb](options)
+
+
+def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    parser = ArgumentParser(
+        prog="sidebranch",
+        description="Train image classifiers with side branches, ship them without.",
+        exit_on_error=False,
+    )
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    verbs = {
+        "demo": ArgumentParser(description=DEMO_HELP, exit_on_error=False),
+        "train": recipe.config_parser(
+            description=TRAIN_HELP, usage="sidebranch train RECIPE [--resume] [--output DIR] [--FIELD VALUE ...]"
+        ),
+        "eval": ArgumentParser(description=EVAL_HELP, exit_on_error=False),
+        "recipes": ArgumentParser(description="List the shipped recipes.", exit_on_error=False),
+    }
+    demo = verbs["demo"]
+    demo.add_argument("--output", type=str, default="demo", help="Folder for the runs and the report.")
+    demo.add_argument("--seeds", type=int, default=3, help="Runs of each method.")
+    run = verbs["train"]
+    run.add_argument("--output", type=str, default="", help="Run folder; default: runs/RECIPE-METHOD-seedSEED.")
+    run.add_argument("--resume", action="store_true", help="Go on where the run in that folder stopped.")
+    evaluate = verbs["eval"]
+    evaluate.add_argument("run", type=str, help="A run folder.")
+    evaluate.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
+    evaluate.add_argument("--data.root", type=str, default="", help="Where the data lie, if they have moved.")
+    for name, verb in verbs.items():
+        first = (verb.description or "").splitlines()[0]
+        commands.add_subcommand(name, verb, help=first)
+    return parser, verbs
+
+
+def _train(parser: ArgumentParser, options: Namespace, recipe_name: str) -> int:
+    config = recipe.to_config(parser, options)
+    if not config.name:
+        config = replace(config, name=recipe.name_of(recipe_name))
+    folder = _folder_of(options.output, Path(recipe_name), config, options.resume)
+    train(config, folder, resume=options.resume, reporter=ConsoleReporter())
+    print(f"the plain backbone: {folder.weights}")
+    return 0
+
+
+def _folder_of(output: str, source: Path, config: Config, resume: bool) -> RunFolder:
+    """The run folder: the one asked for; to resume, the run that the recipe is of; else a fresh one under runs/."""
+    if output:
+        folder = RunFolder(Path(output))
+        if folder.is_used() and not resume:
+            raise UserError(f"'{output}' holds a run already; add --resume to go on with it, or give another --output")
+        return folder
+    of_source = RunFolder(source if source.is_dir() else source.parent)
+    if resume and source.exists() and of_source.is_used():
+        return of_source
+    base = Path("runs") / f"{config.name}-{config.method}-seed{config.seed}"
+    names = [base, *(base.with_name(f"{base.name}-{count}") for count in range(2, 1000))]
+    folders = [RunFolder(each) for each in names]
+    free = next(position for position, folder in enumerate(folders) if not folder.is_used())
+    return folders[max(free - 1, 0)] if resume else folders[free]
+
+
+def _eval(options: Namespace) -> int:
+    folder = RunFolder(Path(options.run))
+    result = evaluate_run(folder, options.checkpoint, options["data.root"])
+    table = Table(title=f"{folder.root}, {options.checkpoint} checkpoint: epoch {result.epoch}", title_justify="left")
+    for heading in ("classifier", "top-1 error, %", "top-5 error, %", "loss, nats"):
+        table.add_column(heading, justify="left" if heading == "classifier" else "right")
+    for name, values in result.errors.items():
+        table.add_row(name, f"{values['top1']:.3f}", f"{values['top5']:.3f}", f"{values['loss']:.4f}")
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _recipes(options: Namespace) -> int:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is")
+    for name, path in recipe.shipped().items():
+        table.add_row(name, recipe.load(path).about)
+    Console(highlight=False).print(table)
+    print("\nRun one:   sidebranch train RECIPE --method baseline|dsl|dks|dhm\nRead one:  sidebranch train RECIPE --print-config")
+    return 0

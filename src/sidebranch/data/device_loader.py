@@ -1,0 +1,66 @@
+"""Batches out of a split that lives whole on the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sidebranch.data.arrays import ArraySplit
+from sidebranch.data.augment import Augmentation
+from sidebranch.data.order import Shard, batches_of, steps_of
+
+
+class DeviceLoader:
+    """Normalised float32 batches, laid out channels-last, and their labels.
+
+    Args:
+        split: moved to `device` once, here.
+        batch_size: over all ranks together.
+        augmentation: None leaves the images, and their order, as they are: a validation loader.
+    """
+
+    def __init__(
+        self,
+        split: ArraySplit,
+        batch_size: int,
+        *,
+        device: torch.device,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        drop_last: bool = False,
+        shard: Shard = Shard(),
+    ) -> None:
+        self.images = split.images.to(device)
+        self.labels = split.labels.to(device)
+        self.normalisation = split.normalisation
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augmentation = augmentation
+        self.drop_last = drop_last
+        self.shard = shard
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return steps_of(len(self.labels), self.batch_size, self.drop_last)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [N, C, H, W] and labels [N] of this epoch, from batch `start` on."""
+        shuffle = self.augmentation is not None
+        indices = batches_of(
+            len(self.labels),
+            self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            shuffle=shuffle,
+            drop_last=self.drop_last,
+            shard=self.shard,
+        )
+        for on_host in indices[start:]:
+            index = on_host.to(self.images.device, non_blocking=True)
+            images = self.images[index]
+            if self.augmentation is not None:
+                images = self.augmentation(images, index, self.seed, epoch)
+            normalised = self.normalisation(images)
+            yield normalised.contiguous(memory_format=torch.channels_last), self.labels[index]

@@ -1,0 +1,208 @@
+"""A folder of images, one folder a class: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg.
+
+Decoding and geometry happen in worker processes with torchvision's transforms, seeded by (seed, epoch, index); images
+travel as uint8 and are normalised on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from sidebranch.data.augment import Normalisation
+from sidebranch.data.order import Shard, batches_of, steps_of
+from sidebranch.errors import UserError, nearest
+from sidebranch.seeding import seed_of
+
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """One split: paths, labels, class names."""
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def relabelled(self, labels: Tensor) -> FolderSplit:
+        """The first m files under other labels, [m]."""
+        return replace(self, paths=self.paths[: len(labels)], labels=labels)
+
+
+@dataclass(frozen=True)
+class FolderTransform:
+    """How an image file becomes a tensor.
+
+    Args:
+        size: side of the square that the network sees.
+        resize: shorter side before cropping.
+        scale: whether training crops vary in scale and aspect ratio (random resized crop) or in place only.
+        flip: whether half of the training images are mirrored.
+    """
+
+    size: int = 224
+    resize: int = 256
+    scale: bool = True
+    flip: bool = True
+
+    def build(self, training: bool) -> v2.Compose:
+        """PIL image to uint8 [3, size, size]."""
+        if training:
+            fixed_scale = [v2.Resize(self.resize), v2.RandomCrop(self.size)]
+            steps = [v2.RandomResizedCrop(self.size)] if self.scale else fixed_scale
+            steps += [v2.RandomHorizontalFlip()] if self.flip else []
+        else:
+            steps = [v2.Resize(self.resize), v2.CenterCrop(self.size)]
+        return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def folder(root: str | Path) -> tuple[FolderSplit, FolderSplit]:
+    """The train and val splits under `root`; both must hold the same class folders."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"no folder '{root}'; give --data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg")
+    train, val = _scan(root, "train"), _scan(root, "val")
+    if train.classes != val.classes:
+        differing = sorted(set(train.classes) ^ set(val.classes))
+        shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+        raise UserError(f"{len(differing)} classes are in only one of {root}/train and {root}/val: {shown}")
+    return train, val
+
+
+def _scan(root: Path, name: str) -> FolderSplit:
+    if not (root / name).is_dir():
+        found = sorted(each.name for each in root.iterdir() if each.is_dir())
+        raise UserError(f"'{root}' has no folder '{name}' ({nearest(name, found)}); wanted: {name}/CLASS/*.jpg")
+    try:
+        scanned = ImageFolder(str(root / name))
+    except FileNotFoundError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"'{root / name}' is not laid out as CLASS/*.jpg: {reason}") from error
+    paths = tuple(path for path, _ in scanned.samples)
+    return FolderSplit(paths, torch.tensor(scanned.targets), tuple(scanned.classes))
+
+
+class _Images(Dataset[tuple[Tensor, int] | str]):
+    """Item (epoch, index): the image as it looks in this epoch and its label, or the path of a file that is no image."""
+
+    def __init__(self, split: FolderSplit, transform: v2.Compose, seed: int) -> None:
+        self.split = split
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
+        epoch, index = key
+        path = self.split.paths[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return path
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("augment", self.seed, epoch, index))
+            return self.transform(image), int(self.split.labels[index])
+
+
+class _Batches:
+    """The keys of one epoch's batches. Setting `epoch` and `start` reaches workers that live on between epochs."""
+
+    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool, drop_last: bool, shard: Shard) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.shuffle, self.drop_last, self.shard = shuffle, drop_last, shard
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        indices = batches_of(
+            self.count,
+            self.batch_size,
+            seed=self.seed,
+            epoch=self.epoch,
+            shuffle=self.shuffle,
+            drop_last=self.drop_last,
+            shard=self.shard,
+        )
+        for batch in indices[self.start :]:
+            yield [(self.epoch, index) for index in batch.tolist()]
+
+    def __len__(self) -> int:
+        return steps_of(self.count, self.batch_size, self.drop_last)
+
+
+def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:
+    """Images, labels, and the paths that could not be read."""
+    good = [item for item in items if not isinstance(item, str)]
+    bad = [item for item in items if isinstance(item, str)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    return images, torch.tensor([label for _, label in good], dtype=torch.int64), bad
+
+
+class FolderLoader:
+    """Normalised float32 batches on the device, laid out channels-last, and their labels.
+
+    Args:
+        split: the files.
+        transform: their geometry.
+        batch_size: over all ranks together.
+        training: shuffle and augment.
+        workers: processes that decode; 0 decodes in this one.
+        on_corrupt: "error" stops at a file that is no image; "skip" leaves it out and counts it in `corrupt`.
+    """
+
+    def __init__(
+        self,
+        split: FolderSplit,
+        transform: FolderTransform,
+        batch_size: int,
+        *,
+        device: torch.device,
+        training: bool,
+        seed: int = 0,
+        workers: int = 0,
+        drop_last: bool = False,
+        on_corrupt: Literal["error", "skip"] = "error",
+        normalisation: Normalisation = IMAGENET,
+        shard: Shard = Shard(),
+    ) -> None:
+        self.device = device
+        self.normalisation = normalisation
+        self.on_corrupt = on_corrupt
+        self.corrupt: set[str] = set()
+        self._batches = _Batches(len(split.paths), batch_size, seed, training, drop_last, shard)
+        self._loader = DataLoader(
+            _Images(split, transform.build(training), seed),
+            batch_sampler=self._batches,  # pyright: ignore[reportArgumentType] (its items are our keys, not ints)
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._batches)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [N, 3, H, W] and labels [N] of this epoch, from batch `start` on."""
+        self._batches.epoch, self._batches.start = epoch, start
+        for images, labels, bad in self._loader:
+            if bad and self.on_corrupt == "error":
+                raise UserError(f"cannot read the image '{bad[0]}'; remove it, or pass --data.on_corrupt skip")
+            self.corrupt.update(bad)
+            if len(labels):
+                on_device = images.to(self.device, non_blocking=True)
+                normalised = self.normalisation(on_device).contiguous(memory_format=torch.channels_last)
+                yield normalised, labels.to(self.device, non_blocking=True)

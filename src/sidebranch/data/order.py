@@ -1,0 +1,43 @@
+"""Which images make up a batch: a function of (seed, epoch, step), cut into equal shares for the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sidebranch.seeding import generator
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+def batches_of(
+    count: int, batch_size: int, *, seed: int, epoch: int, shuffle: bool, drop_last: bool, shard: Shard
+) -> list[Tensor]:
+    """This rank's indices, batch by batch.
+
+    Args:
+        count: images in the split.
+        batch_size: images a step over all ranks together.
+        shuffle: draw a new order every epoch; else the order on disk.
+        drop_last: leave out a last batch that is not full.
+
+    Returns:
+        One int64 tensor a step. A global batch is dealt out to the ranks in turn, so that whichever number of ranks
+        trains sees the same global batches.
+    """
+    order = torch.randperm(count, generator=generator("order", seed, epoch)) if shuffle else torch.arange(count)
+    whole = [batch for batch in order.split(batch_size) if len(batch) == batch_size or not drop_last]
+    return [batch[shard.rank :: shard.world_size] for batch in whole]
+
+
+def steps_of(count: int, batch_size: int, drop_last: bool) -> int:
+    """Batches an epoch."""
+    return count // batch_size if drop_last else -(-count // batch_size)

@@ -1,0 +1,55 @@
+"""A run's state as a file of tensors and plain values; nothing in it is executed when it is read."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sidebranch.engine.files import write_atomically
+from sidebranch.errors import UserError
+
+FORMAT = 1
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes the state, or leaves what was there."""
+    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a state onto the CPU.
+
+    Raises:
+        UserError: there is none, it is damaged, it would run code, or it is not one of ours.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint '{path}'")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            raise UserError(f"'{path}' holds more than tensors and is not safe to open; only weights are read") from error
+        raise UserError(f"the checkpoint '{path}' is damaged and cannot be read") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"the checkpoint '{path}' is damaged and cannot be read") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"'{path}' is no checkpoint of sidebranch train")
+    return state
+
+
+def restore(network: nn.Module, weights: dict[str, Any], source: object) -> None:
+    """Loads weights into a network.
+
+    Raises:
+        UserError: they are another network's; names the first keys that do not fit.
+    """
+    own = network.state_dict()
+    wrong = [key for key in {**own, **weights} if key not in own or key not in weights or own[key].shape != weights[key].shape]
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise UserError(f"the checkpoint of '{source}' is of another network: {shown} missing, left over or of another shape")
+    network.load_state_dict(weights)

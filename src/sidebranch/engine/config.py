@@ -1,0 +1,211 @@
+"""What a run is: frozen dataclasses, read from a YAML recipe and flags of the same names."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Method = Literal["baseline", "dsl", "dks", "dhm"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone.
+
+    Args:
+        name: any name that timm.create_model knows (`cifar_resnet32`, ...).
+        branches: `paper`, the side branches published for the network.
+        pretrained: start the backbone from timm's pretrained weights (downloads them where there is a network).
+        options: more arguments of the network, as for timm.create_model: `{drop_rate: 0.3}`.
+    """
+
+    name: str = "cifar_resnet32"
+    branches: Literal["paper"] = "paper"
+    pretrained: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The weights of the loss; the papers' are the defaults.
+
+    Args:
+        direction: who teaches whom in dks and dhm: `both`; `top_down`, the deeper; `bottom_up`, the shallower.
+        mimicry: weight of every mimicry term.
+        temperature: softens teachers and students in the mimicry terms.
+        label_smoothing: share of the label's probability spread evenly over all classes.
+    """
+
+    direction: Literal["both", "top_down", "bottom_up"] = "both"
+    mimicry: float = 1.0
+    temperature: float = 1.0
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Which branches take part, drawn anew as training goes (DHM section 3.2 and supplement D).
+
+    Args:
+        kind: `fixed`, all always (the papers' main experiments); `bernoulli`; `categorical`.
+        p: bernoulli: the probability with which each branch is kept.
+        sets: categorical: what may be drawn, to its probability: `{b1: 0.25, b2: 0.25, b1+b2: 0.5}`, or `none`.
+        drops: what a branch that is out loses: its `mimicry`, or the whole `branch` is not computed.
+        per: draw once an `epoch` or at every `step`.
+    """
+
+    kind: Literal["fixed", "bernoulli", "categorical"] = "fixed"
+    p: float = 0.5
+    sets: dict[str, float] = field(default_factory=dict)
+    drops: Literal["mimicry", "branch"] = "mimicry"
+    per: Literal["epoch", "step"] = "epoch"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images and labels.
+
+    Args:
+        name: `digits` (comes with scikit-learn), `cifar10`, `cifar100`, or `folder` (train/CLASS/*.jpg, val/CLASS/*.jpg).
+        root: where the data lie; CIFAR is downloaded there if it is missing.
+        batch_size: images a step, over all devices together.
+        limit: train on the first so many images only; 0 takes all.
+        padding: pixels around the image before a random crop; 0 turns cropping off (digits and CIFAR).
+        padding_mode: `zeros` (black) or `reflect`.
+        flip: mirror half of the training images.
+        drop_last: leave out an epoch's last batch if it is not full.
+        corrupt_rate: share of the training labels to replace, to probe robustness.
+        corrupt_mode: replace by a `random` label, or by a `wrong` one.
+        image_size: folder: side of the square that the network sees.
+        resize: folder: shorter side before cropping.
+        scale: folder: training crops vary in scale and aspect ratio.
+        workers: folder: processes that decode images.
+        on_corrupt: folder: `error` stops at a file that is no image; `skip` leaves it out and counts it.
+    """
+
+    name: Literal["digits", "cifar10", "cifar100", "folder"] = "digits"
+    root: str = "data"
+    batch_size: int = 128
+    limit: int = 0
+    padding: int = 4
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
+    flip: bool = True
+    drop_last: bool = False
+    corrupt_rate: float = 0.0
+    corrupt_mode: Literal["random", "wrong"] = "random"
+    image_size: int = 224
+    resize: int = 256
+    scale: bool = True
+    workers: int = 4
+    on_corrupt: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule.
+
+    Args:
+        name: `sgd`, `adam` or `adamw`.
+        lr: peak learning rate.
+        epochs: passes over the training images.
+        momentum: sgd.
+        nesterov: sgd.
+        weight_decay: on all parameters, as in the papers.
+        betas: adam, adamw.
+        amsgrad: adam, adamw.
+        schedule: `constant`; `multi_step`, times `gamma` at each of `milestones`; `cosine`, down to 0; `one_cycle`, up
+            from lr / 25 and down to nearly 0, both along cosines.
+        milestones: epochs at which multi_step multiplies.
+        gamma: the factor.
+        warmup: share of all steps over which the rate rises to its peak.
+        ema: decay of an exponential moving average of the weights, which is then evaluated and shipped; 0 turns it off.
+        clip: largest norm of the gradient; 0 turns clipping off.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.1
+    epochs: int = 40
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    amsgrad: bool = False
+    schedule: Literal["constant", "multi_step", "cosine", "one_cycle"] = "multi_step"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+    ema: float = 0.0
+    clip: float = 0.0
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """The machine. Nothing here changes what is trained, but for rounding.
+
+    Args:
+        accelerator: `auto`, `cpu`, `cuda` or `mps`.
+        devices: how many of them.
+        num_nodes: machines that train together.
+        precision: `auto` takes bf16-mixed where the hardware computes in it, else 32-true.
+        channels_last: `auto` takes the channels-last layout on CPUs and CUDA devices.
+        compile: torch.compile the model.
+        log_every: steps between readings of the training metrics.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    channels_last: Literal["auto", "yes", "no"] = "auto"
+    compile: bool = False
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run.
+
+    Args:
+        about: what the recipe is for, in a line.
+        name: what run folders are called after; the recipe's name if empty.
+        method: `baseline` trains the backbone alone; `dsl`, branches that learn from the labels; `dks`, branches that
+            also teach one another; `dhm`, the same under the sampling of `--sampling`.
+        seed: of the weights, the order, the augmentation, the label corruption and the sampling.
+    """
+
+    about: str = ""
+    name: str = ""
+    method: Method = "dhm"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Plain nested values, as they stand in YAML (tuples become lists)."""
+    return _plain(dataclasses.asdict(config))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys of two configs of one run that differ, as "optim.lr: 0.1 -> 0.05"; those that train nothing may."""
+    found = []
+    for key in {**old, **new}:
+        if not prefix and key in ("about", "name", "runtime"):
+            continue
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value

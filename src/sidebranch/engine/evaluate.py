@@ -1,0 +1,50 @@
+"""Errors of every classifier, and of their ensemble, on a validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sidebranch.engine.inputs import Loader
+from sidebranch.engine.meter import Meter
+
+
+def columns_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The classifiers, and their ensemble where there is more than one."""
+    return (*names, "ensemble") if len(names) > 1 else tuple(names)
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    names: Sequence[str],
+    loader: Loader,
+    device: torch.device,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Loss in nats, top-1 and top-5 error in percent, of each classifier and of the ensemble.
+
+    The ensemble averages the classifiers' probabilities.
+
+    Args:
+        network: images to `Outputs`.
+        names: of its classifiers.
+        loader: every image of the validation set once, over all ranks together.
+        device: where the loader's batches are.
+        reduce: sums a tensor over the ranks.
+    """
+    was_training = network.training
+    network.eval()
+    meter = Meter(columns_of(names), device)
+    for images, labels in loader.batches():
+        scores = torch.stack([logits.float() for logits in network(images).logits]).log_softmax(-1)
+        if len(names) > 1:
+            scores = torch.cat([scores, scores.exp().mean(0, keepdim=True).log()])
+        losses = -scores.gather(2, labels.view(1, -1, 1).expand(len(scores), -1, 1)).mean((1, 2))
+        meter.add(meter.columns, scores, labels, losses)
+    network.train(was_training)
+    if reduce is not None:
+        meter.sums = reduce(meter.sums)
+    return meter.read()

@@ -1,0 +1,118 @@
+"""From a data config to splits, and to loaders of them on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sidebranch import data as sources
+from sidebranch.engine.config import DataConfig
+from sidebranch.errors import UserError
+
+
+class Loader(Protocol):
+    """Batches of an epoch, from any of its steps on: float32 images [N, C, H, W] and labels [N], on the device."""
+
+    def __len__(self) -> int: ...
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A data set, read once.
+
+    Attributes:
+        train: the training split, cut to the limit, its labels corrupted where asked.
+        val: the validation split.
+        in_chans: channels of the images.
+    """
+
+    config: DataConfig
+    seed: int
+    train: sources.ArraySplit | sources.FolderSplit
+    val: sources.ArraySplit | sources.FolderSplit
+    in_chans: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.classes
+
+    def train_loader(self, device: torch.device, shard: sources.Shard = sources.Shard()) -> Loader:
+        """Shuffled and augmented."""
+        return self._loader(self.train, device, shard, training=True)
+
+    def val_loader(self, device: torch.device, shard: sources.Shard = sources.Shard()) -> Loader:
+        """In the order on disk, every image once."""
+        return self._loader(self.val, device, shard, training=False)
+
+    def _loader(
+        self,
+        split: sources.ArraySplit | sources.FolderSplit,
+        device: torch.device,
+        shard: sources.Shard,
+        training: bool,
+    ) -> Loader:
+        config = self.config
+        drop_last = config.drop_last and training
+        if isinstance(split, sources.ArraySplit):
+            augmentation = sources.Augmentation(config.padding, config.padding_mode, config.flip) if training else None
+            return sources.DeviceLoader(
+                split,
+                config.batch_size,
+                device=device,
+                seed=self.seed,
+                augmentation=augmentation,
+                drop_last=drop_last,
+                shard=shard,
+            )
+        return sources.FolderLoader(
+            split,
+            sources.FolderTransform(config.image_size, config.resize, config.scale, config.flip),
+            config.batch_size,
+            device=device,
+            training=training,
+            seed=self.seed,
+            workers=config.workers,
+            drop_last=drop_last,
+            on_corrupt=config.on_corrupt,
+            shard=shard,
+        )
+
+
+def read_inputs(config: DataConfig, seed: int) -> Inputs:
+    """Reads or scans the data set.
+
+    Raises:
+        UserError: it is missing, damaged or wrongly laid out, or the config asks for more than it has.
+    """
+    if config.batch_size < 1:
+        raise UserError(f"data.batch_size is {config.batch_size}; it must be at least 1")
+    if config.limit < 0:
+        raise UserError(f"data.limit is {config.limit}; give a number of images, or 0 for all")
+    if config.padding < 0:
+        raise UserError(f"data.padding is {config.padding}; give a number of pixels, or 0 for no cropping")
+    if config.name == "folder":
+        train, val = sources.folder(config.root)
+        in_chans = 3
+    else:
+        train, val = _arrays(config)
+        in_chans = train.images.shape[1]
+    if config.limit > len(train):
+        raise UserError(f"data.limit is {config.limit}, but there are only {len(train)} training images")
+    kept = train.labels[: config.limit or len(train)]
+    labels = sources.corrupt_labels(kept, len(train.classes), config.corrupt_rate, config.corrupt_mode, seed)
+    if config.drop_last and len(labels) < config.batch_size:
+        raise UserError(
+            f"data.drop_last leaves nothing: {len(labels)} training images are less than one batch of {config.batch_size}"
+        )
+    return Inputs(config, seed, train.relabelled(labels), val, in_chans)
+
+
+def _arrays(config: DataConfig) -> tuple[sources.ArraySplit, sources.ArraySplit]:
+    if config.name == "digits":
+        return sources.digits()
+    return sources.cifar10(config.root) if config.name == "cifar10" else sources.cifar100(config.root)

@@ -1,0 +1,331 @@
+"""The training loop, on Lightning Fabric.
+
+In: a config and a folder. Out: the folder, filled: config, environment, metrics, checkpoints, and the plain backbone.
+Everything random in a step is a function of (seed, epoch, step), so that a run may be stopped after any step and resumed.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from sidebranch.data import Shard
+from sidebranch.engine import build, checkpoint, recipe
+from sidebranch.engine.config import Config, RuntimeConfig, as_dict, differences
+from sidebranch.engine.evaluate import columns_of, evaluate
+from sidebranch.engine.inputs import read_inputs
+from sidebranch.engine.meter import Finiteness, Meter
+from sidebranch.engine.progress import Reporter, Silent
+from sidebranch.engine.run_folder import RunFolder
+from sidebranch.engine.schedule import check_schedule, learning_rate
+from sidebranch.errors import UserError
+from sidebranch.seeding import seed_of
+
+Row = dict[str, float]
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after a step; its checkpoint is written.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int, epoch: int, step: int) -> None:
+        super().__init__(f"stopped at epoch {epoch + 1}, step {step}; everything is saved: add --resume to go on")
+        self.signal = signal
+
+
+def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: Reporter | None = None) -> list[Row]:
+    """Trains, and returns the metrics, one row an epoch.
+
+    Raises:
+        UserError: the config, the data or the checkpoint cannot work, or the loss is not finite.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    check_schedule(config.optim)
+    fabric = launch(config.runtime)
+    reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
+    state = _state_to_resume(config, folder) if resume else None
+    run = _Run(config, folder, fabric, reporter)
+    if state is not None:
+        run.restore(state)
+    with _signals() as signals, _closing(run):
+        return run.train(signals)
+
+
+def launch(config: RuntimeConfig) -> Fabric:
+    """Fabric on the machine that the config asks for, with its automatic choices made."""
+    try:
+        probe = Fabric(accelerator=config.accelerator, devices=1)
+        choices = build.hardware(config, probe.device)
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            precision=choices.precision,  # pyright: ignore[reportArgumentType] (one of Fabric's own words)
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"runtime: {str(error).splitlines()[0]}") from error
+    fabric.launch()
+    return fabric
+
+
+def _state_to_resume(config: Config, folder: RunFolder) -> dict[str, Any]:
+    state = checkpoint.load(folder.last)
+    changed = differences(state["config"], as_dict(config))
+    if changed:
+        raise UserError(f"cannot resume '{folder.root}' under another config: {'; '.join(changed)}")
+    return state
+
+
+class _Run:
+    """The objects of a run and where in it they stand."""
+
+    def __init__(self, config: Config, folder: RunFolder, fabric: Fabric, reporter: Reporter) -> None:
+        self.config, self.folder, self.fabric, self.reporter = config, folder, fabric, reporter
+        self.device = fabric.device
+        shard = Shard(fabric.global_rank, fabric.world_size)
+        inputs = read_inputs(config.data, config.seed)
+        self.num_classes, self.in_chans = len(inputs.classes), inputs.in_chans
+        self.train_loader = inputs.train_loader(self.device, shard)
+        self.val_loader = inputs.val_loader(self.device, shard)
+        self.inner = build.build_network(config, self.num_classes, self.in_chans)
+        self.names = self.inner.names
+        self.objective = build.build_objective(config.method, config.objective)
+        self.sampler = build.build_sampler(config.sampling)
+        self.choices = build.hardware(config.runtime, self.device)
+        if self.choices.channels_last:
+            self.inner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.inner.to(self.device)
+        decay = config.optim.ema
+        self.ema = ModelEmaV3(self.inner, decay=decay, use_warmup=True) if decay else None
+        if config.runtime.compile:
+            self.inner.compile()
+        optimizer = build.build_optimizer(config.optim, self.inner.parameters())
+        self.network, self.optimizer = fabric.setup(self.inner, optimizer, _reapply_compile=False)
+        self.epoch = 0
+        self.step = 0  # within the epoch
+        self.seconds = 0.0
+        self.rows: list[Row] = []
+        self.best = {"epoch": 0, "top1": float("inf")}
+        self.meter = Meter(self.names, self.device)
+        self.finiteness = Finiteness(self.names, self.device)
+        self.writer: SummaryWriter | None = None
+
+    @property
+    def done(self) -> int:
+        """Steps taken since the start of training."""
+        return self.epoch * len(self.train_loader) + self.step
+
+    def restore(self, state: dict[str, Any]) -> None:
+        checkpoint.restore(self.inner, state["model"], self.folder.root)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.rows, self.best = state["rows"], state["best"]
+        self.meter.sums.copy_(state["meter"])
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "config": as_dict(self.config),
+            "num_classes": self.num_classes,
+            "in_chans": self.in_chans,
+            "names": list(self.names),
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "best": self.best,
+            "meter": self.meter.sums.cpu(),
+            "model": self.inner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+        }
+
+    def train(self, signals: list[int]) -> list[Row]:
+        epochs = self.config.optim.epochs
+        if self.fabric.is_global_zero:
+            self.folder.create()
+            self.folder.write_config(recipe.dump(self.config))
+            self.folder.write_environment(self.device, asdict(self.choices))
+            self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done)
+        self.reporter.say(self._summary())
+        self.reporter.start(columns_of(self.names), epochs, len(self.train_loader), self.done)
+        for row in self.rows:
+            self.reporter.epoch(row)
+        while self.epoch < epochs:
+            self._train_epoch(signals)
+        self._ship()
+        return self.rows
+
+    def close(self) -> None:
+        self.reporter.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def _train_epoch(self, signals: list[int]) -> None:
+        self.network.train()
+        started, first_step = time.perf_counter(), self.step
+        seconds_before = self.seconds
+        for images, labels in self.train_loader.batches(self.epoch, self.step):
+            loss, lr = self._train_step(images, labels)
+            self.step += 1
+            if self.step % self.config.runtime.log_every == 0:
+                self._log_step(loss, lr, (self.step - first_step) / (time.perf_counter() - started))
+            if signals:
+                self.seconds = seconds_before + time.perf_counter() - started
+                self._save()
+                raise Interrupted(signals[0], self.epoch, self.step)
+        self._check_finite()
+        training = time.perf_counter() - started
+        self.seconds = seconds_before + training
+        images_per_second = (self.step - first_step) * self.config.data.batch_size / max(training, 1e-9)
+        self._end_epoch(images_per_second)
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        config = self.config
+        # Dropout and its like draw from torch's generator: seeded here, they need no state in the checkpoint.
+        torch.manual_seed(seed_of("step", config.seed, self.epoch, self.step, self.fabric.global_rank))
+        lr = learning_rate(config.optim, self.done, len(self.train_loader))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        draw = self.sampler(self.names, seed=config.seed, epoch=self.epoch, step=self.step)
+        outputs = self.network(images, live=draw.live)
+        targets = build.soft_targets(labels, self.num_classes, config.objective.label_smoothing)
+        loss = self.objective(outputs, targets, mimics=draw.mimics)
+        self.fabric.backward(loss.total)
+        if config.optim.clip:
+            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=config.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.inner, step=self.done)
+        total = loss.total.detach()
+        scores = torch.stack([logits.detach() for logits in outputs.logits])
+        self.meter.add(outputs.names, scores, labels, loss.supervision)
+        self.finiteness.watch(self.done, total, outputs.names, loss.supervision, loss.mimicry)
+        return total, lr
+
+    def _log_step(self, total: Tensor, lr: float, steps_per_second: float) -> None:
+        """Reads the metrics back from the device."""
+        self._check_finite()
+        readings = self.meter.read()
+        speed = steps_per_second * self.config.data.batch_size
+        self.reporter.step(self.epoch, self.step, self.done, speed, readings)
+        if self.writer is not None:
+            self.writer.add_scalar("step/loss", float(total), self.done)
+            self.writer.add_scalar("step/lr", lr, self.done)
+
+    def _check_finite(self) -> None:
+        bad = self.finiteness.first_bad_step()
+        if bad is not None:
+            epoch, step = divmod(bad[0], len(self.train_loader))
+            kept = f"the last good checkpoint is '{self.folder.last}'" if self.folder.last.exists() else "none was saved"
+            raise UserError(
+                f"the loss is not finite at epoch {epoch + 1}, step {step + 1}, first in: {', '.join(bad[1])}; {kept}; "
+                f"try a lower --optim.lr, --optim.clip, or --runtime.precision 32-true"
+            )
+
+    def _end_epoch(self, images_per_second: float) -> None:
+        self.meter.sums = self._summed(self.meter.sums)
+        row: Row = {"epoch": self.epoch + 1, "step": self.done}
+        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        row["seconds"] = round(self.seconds, 3)
+        row["images_per_second"] = round(images_per_second, 1)
+        readings = self.meter.read()
+        row["train/loss"] = sum(each["loss"] for each in readings.values())
+        for name in self.names:
+            each = readings.get(name, {"loss": float("nan"), "top1": float("nan")})
+            row |= {f"train/loss/{name}": each["loss"], f"train/top1/{name}": each["top1"]}
+        evaluated = self.ema.module if self.ema is not None else self.network
+        with self.fabric.autocast():
+            errors = evaluate(evaluated, self.names, self.val_loader, self.device, self._summed)
+        for name, values in errors.items():
+            row |= {f"val/{what}/{name}": value for what, value in values.items()}
+        self.rows.append(row)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.meter.sums.zero_()
+        is_best = row["val/top1/main"] < self.best["top1"]
+        if is_best:
+            self.best = {"epoch": self.epoch, "top1": row["val/top1/main"]}
+        self._save()
+        if self.fabric.is_global_zero:
+            if is_best:
+                self.folder.keep_best()
+            self.folder.write_metrics(self.rows)
+        self.reporter.epoch(row)
+        if self.writer is not None:
+            for key, value in row.items():
+                if "/" in key:
+                    self.writer.add_scalar(key, value, self.done)
+            self.writer.flush()
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        return self.fabric.all_reduce(sums, reduce_op="sum")  # pyright: ignore[reportReturnType] (a tensor gives a tensor)
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            self._check_finite()
+            checkpoint.save(self.folder.last, self.state())
+
+    def _ship(self) -> None:
+        """Writes the plain backbone, as the last epoch left it."""
+        if self.fabric.is_global_zero:
+            model = self.config.model
+            source = self.inner if self.ema is None else self.ema.module
+            description = {"model": model.name, "num_classes": str(self.num_classes), "in_chans": str(self.in_chans)}
+            self.folder.write_weights(source.backbone.state_dict(), description)
+
+    def _summary(self) -> str:
+        shipped = sum(each.numel() for each in self.inner.backbone.parameters())
+        branches = sum(each.numel() for each in self.inner.branches.parameters())
+        layout = "channels-last" if self.choices.channels_last else "channels-first"
+        return (
+            f"{self.config.model.name}: {shipped:,} parameters to ship"
+            + (f", {branches:,} in side branches {', '.join(self.names[1:])}" if branches else ", no side branches")
+            + f"\n{self.config.method} on {self.config.data.name}, {self.device.type}, {self.choices.precision}, {layout}"
+            + f"\nrun folder: {self.folder.root}"
+        )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, to be acted on after a step; a second SIGINT acts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _closing(run: _Run) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        run.close()

@@ -1,0 +1,87 @@
+"""What a person sees of a run while it trains: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+Readings = Mapping[str, Mapping[str, float]]
+
+
+class Reporter(Protocol):
+    """Told of a run's course by the loop."""
+
+    def say(self, line: str) -> None: ...
+    def start(self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int) -> None: ...
+    def step(self, epoch: int, step: int, done: int, images_per_second: float, readings: Readings | None) -> None: ...
+    def epoch(self, row: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Says nothing: for other ranks and for tests."""
+
+    def say(self, line: str) -> None: ...
+    def start(self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int) -> None: ...
+    def step(self, epoch: int, step: int, done: int, images_per_second: float, readings: Readings | None) -> None: ...
+    def epoch(self, row: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class ConsoleReporter:
+    """A table with one line an epoch and, on a terminal, a bar with the time left and the training metrics so far."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.live: Live | None = None
+        self.columns: tuple[str, ...] = ()
+        self.epochs = 0
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+    def start(self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int) -> None:
+        self.columns, self.epochs = tuple(columns), epochs
+        names = "".join(f"{name if name != 'ensemble' else 'ens.':>8}" for name in columns)
+        self.say("validation top-1 error, %".rjust(36 + len(names)))
+        self.say(f"{'epoch':>9}{'lr':>9}{'loss':>8}{'train':>8}{names}{'img/s':>8}")
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description:>9}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]:>6.0f} img/s"),
+                TimeRemainingColumn(),
+                expand=True,
+            )
+            self.task = self.bar.add_task("", total=epochs * steps_per_epoch, completed=done, speed=0.0)
+            self.status = Text("")
+            self.live = Live(Group(self.bar, self.status), console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+
+    def step(self, epoch: int, step: int, done: int, images_per_second: float, readings: Readings | None) -> None:
+        if self.live is None:
+            return
+        self.bar.update(self.task, completed=done, description=f"{epoch + 1}/{self.epochs}", speed=images_per_second)
+        if readings:
+            each = (f"{name} {value['loss']:.2f} {value['top1']:.0f}%" for name, value in readings.items())
+            self.status.plain = "training loss, error: " + "  ".join(each)
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        errors = "".join(f"{row[f'val/top1/{name}']:>8.2f}" for name in self.columns)
+        position = f"{row['epoch']:.0f}/{self.epochs}"
+        self.say(
+            f"{position:>9}{row['lr']:>9.4f}{row['train/loss']:>8.3f}{row['train/top1/main']:>8.2f}{errors}"
+            f"{row['images_per_second']:>8.0f}"
+        )
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None

@@ -1,0 +1,129 @@
+"""What a run leaves on disk."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sidebranch.engine.files import write_atomically, write_text
+from sidebranch.errors import UserError
+
+PACKAGES = ("sidebranch", "torch", "torchvision", "timm", "lightning", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths inside a run's folder, and the writing of its small files."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "checkpoints" / "best.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """The plain backbone."""
+        return self.root / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.csv"
+
+    def is_used(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.exists() or self.last.exists()
+
+    def create(self) -> None:
+        """Makes the folder, and shows that it can be written to before an hour is spent on training."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the run folder '{self.root}' ({error.strerror})") from error
+        if not os.access(self.root, os.W_OK):
+            raise UserError(f"the run folder '{self.root}' is not writable; choose another with --output")
+
+    def write_config(self, text: str) -> None:
+        write_text(self.config, text)
+
+    def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """One line an epoch. Rewritten whole: no row is lost or doubled by a crash."""
+        fields = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.metrics, text.getvalue())
+
+    def write_environment(self, device: torch.device, choices: Mapping[str, Any]) -> None:
+        """Versions, hardware and git revision: what someone needs who wants the same numbers."""
+        write_text(self.root / "environment.json", json.dumps(environment(device, choices), indent=2) + "\n")
+
+    def write_weights(self, state: Mapping[str, Tensor], description: Mapping[str, str]) -> None:
+        """The backbone's weights under its own keys; `timm.create_model(..., checkpoint_path=...)` reads them."""
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        write_atomically(self.weights, lambda temporary: save_file(tensors, temporary, metadata=dict(description)))
+
+    def keep_best(self) -> None:
+        """Makes the last checkpoint the best one."""
+        write_atomically(self.best, lambda temporary: shutil.copyfile(self.last, temporary))
+
+
+def environment(device: torch.device, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run ran on."""
+    cuda = device.type == "cuda"
+    return {
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["sidebranch", *sys.argv[1:]]),
+        "git_revision": _git_revision(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if cuda else f"{_processor()}, {torch.get_num_threads()} threads",
+        "choices": dict(choices),
+    }
+
+
+def _git_revision() -> str | None:
+    """Of the checkout that this package was installed from, "+changes" if it was edited since; None outside one."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    inside = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
+    return found.stdout.strip() if inside.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,23 @@
+"""What a user is told when something they gave cannot work."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input, in one line: what is wrong, where, and what would be right.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
+    """A hint for a misspelt name: "did you mean 'a' or 'b'?", or the valid names where none is near."""
+    valid = sorted(set(valid))
+    near = difflib.get_close_matches(name, valid, n=most, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(f"'{item}'" for item in near) + "?"
+    listed = ", ".join(valid[:12]) + (", ..." if len(valid) > 12 else "")
+    return f"choose from: {listed}" if valid else "there is nothing to choose from"

@@ -1,0 +1,172 @@
+"""A backbone with side branches: one forward pass, the logits of every classifier.
+
+In: images [N, ...]. Out: `Outputs`. The backbone is the very module that came in. Forward hooks tap its features where
+the branches fork; they record only while `BranchedModel.forward` runs and hold nothing after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidebranch.errors import UserError, nearest
+
+
+@dataclass(eq=False)
+class Outputs:
+    """The logits of a network's classifiers, main first, then ever further from the top.
+
+    Attributes:
+        names: of the classifiers that were computed.
+        logits: one [N, K] tensor a name.
+        network: the names of all the network's classifiers, computed or not; `names` if left out.
+    """
+
+    names: tuple[str, ...]
+    logits: tuple[Tensor, ...]
+    network: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.network = self.network or self.names
+
+    @property
+    def main(self) -> Tensor:
+        """The main classifier's logits, [N, K]."""
+        return self.logits[0]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise UserError(f"no classifier '{name}' in these outputs; {nearest(name, self.names)}")
+        return self.logits[self.names.index(name)]
+
+
+@dataclass(frozen=True)
+class SideBranch:
+    """A branch: what it is called, where it forks, what it computes.
+
+    Args:
+        name: "b1" for the branch nearest the top, "b2" for the next, and so on.
+        at: the path of the backbone's module whose output it takes, as in `backbone.get_submodule(at)`.
+        body: from that output to logits [N, K], its own pool and classifier included.
+    """
+
+    name: str
+    at: str
+    body: nn.Module
+
+
+class _Tap:
+    """Records one module's output during one forward pass. A plain object: deepcopy and torch.compile follow it."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self.is_open = False
+        self.feature: Tensor | None = None
+        self.version = 0
+
+    def record(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self.is_open:
+            return
+        if self.feature is not None:
+            raise UserError(f"the backbone runs '{self.at}' more than once in a pass; fork at a module that runs once")
+        if not isinstance(output, Tensor):
+            raise UserError(f"'{self.at}' gives a {type(output).__name__}, not a tensor; fork at another module")
+        self.feature = output
+        self.version = output._version
+
+    def open(self) -> None:
+        self.is_open = True
+        self.feature = None
+
+    def close(self) -> Tensor | None:
+        feature, self.feature, self.is_open = self.feature, None, False
+        return feature
+
+
+class BranchedModel(nn.Module):
+    """A backbone and its branches.
+
+    Args:
+        backbone: images to logits [N, K]. Kept as it is; its state-dict keys do not change.
+        branches: from the one nearest the top to the one furthest from it.
+
+    Attributes:
+        backbone: the very module that came in.
+        branches: an `nn.ModuleDict`, name to body.
+        forks: name to the path of the module it forks at.
+        names: ("main", "b1", ...).
+    """
+
+    def __init__(self, backbone: nn.Module, branches: Sequence[SideBranch] = ()) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.branches = nn.ModuleDict()
+        self.forks: dict[str, str] = {}
+        self._taps: dict[str, _Tap] = {}
+        modules = dict(backbone.named_modules())
+        for branch in branches:
+            if not branch.name.isidentifier() or branch.name == "main" or branch.name in self.forks:
+                raise UserError(f"a branch cannot be called '{branch.name}'; name them b1, b2, ..., each once")
+            if branch.at not in modules or not branch.at:
+                raise UserError(f"branch '{branch.name}' forks at '{branch.at}', which {_unknown(branch.at, modules)}")
+            self.branches[branch.name] = branch.body
+            self.forks[branch.name] = branch.at
+            if branch.at not in self._taps:
+                self._taps[branch.at] = _Tap(branch.at)
+                modules[branch.at].register_forward_hook(self._taps[branch.at].record)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("main", *self.forks)
+
+    def forward(self, images: Tensor, live: Sequence[str] | None = None) -> Outputs:
+        """The logits of the live classifiers.
+
+        Args:
+            images: what the backbone takes.
+            live: the classifiers to compute, all if None. Main is always computed; a branch left out costs nothing.
+        """
+        for name in live or ():
+            if name not in self.names:
+                raise UserError(f"no classifier '{name}'; {nearest(name, self.names)}")
+        chosen = [name for name in self.forks if live is None or name in live]
+        taps = {self.forks[name]: self._taps[self.forks[name]] for name in chosen}
+        for tap in taps.values():
+            tap.open()
+        try:
+            main = self.backbone(images)
+            features = {at: self._feature(tap) for at, tap in taps.items()}
+        finally:
+            for tap in taps.values():
+                tap.close()
+        if not isinstance(main, Tensor):
+            raise UserError(f"the backbone gives a {type(main).__name__}, not one tensor of logits")
+        logits = (main, *(self.branches[name](features[self.forks[name]]) for name in chosen))
+        return Outputs(("main", *chosen), logits, self.names)
+
+    def release(self) -> nn.Module:
+        """Takes the taps off and gives the backbone back, as it came; this model's branches work no more."""
+        for at in self._taps:
+            hooks = self.backbone.get_submodule(at)._forward_hooks
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self._taps[at]]:
+                del hooks[key]
+        return self.backbone
+
+    @staticmethod
+    def _feature(tap: _Tap) -> Tensor:
+        if tap.feature is None:
+            raise UserError(f"the backbone's forward pass does not run '{tap.at}' as a module; fork at another module")
+        if not torch.compiler.is_compiling() and tap.feature._version != tap.version:
+            raise UserError(
+                f"an in-place operation after '{tap.at}' changed its output before the branch could read it; "
+                f"fork after that operation (an in-place activation, most likely)"
+            )
+        return tap.feature
+
+
+def _unknown(at: str, modules: dict[str, nn.Module]) -> str:
+    return f"is no module of the backbone; {nearest(at, [path for path in modules if path])}"

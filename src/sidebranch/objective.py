@@ -1,0 +1,286 @@
+"""The training objective: which classifiers learn from the labels, and which teach which.
+
+Every method is a choice of two arrays over the C classifiers of a network, main first:
+
+    L = sum_c supervision[c] H(y, f_c) + T^2 sum_{p != q} mimicry[p, q] H(sg f_p, f_q)
+
+Baseline, deep supervision, DKS (Sun et al. 2019, Eq. 4) and DHM (Li & Chen 2020, Eqs. 6-9) differ in these arrays
+alone. `f_c` is the softmax of classifier c's logits, `sg` the stop-gradient, H the cross-entropy in nats. An outside
+teacher (knowledge distillation) is one more row of `mimicry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sidebranch.errors import UserError
+
+Direction = Literal["both", "top_down", "bottom_up"]
+Vector = tuple[float, ...]
+Matrix = tuple[Vector, ...]
+
+
+class Classified(Protocol):
+    """What an objective reads of a network's outputs (`sidebranch.Outputs` is one)."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def logits(self) -> tuple[Tensor, ...]: ...
+    @property
+    def network(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One step's loss. Its terms are unweighted, in nats, in the order of the outputs' names, and detached.
+
+    Attributes:
+        total: scalar; the one to call `backward()` on.
+        supervision: [C], mean cross-entropy of each classifier to the labels.
+        mimicry: [P, C], mean cross-entropy of student q to teacher p. The diagonal is each classifier's own entropy, so
+            `mimicry - diagonal[:, None]` is the Kullback-Leibler divergence. P is C, or C + 1 with an outside teacher as
+            the last row. All zeros where nobody teaches.
+    """
+
+    total: Float[Tensor, ""]
+    supervision: Float[Tensor, " c"]
+    mimicry: Float[Tensor, "p c"]
+
+
+def supervision_vector(
+    log_probabilities: Float[Tensor, "c n k"], targets: Int[Tensor, " n"] | Float[Tensor, "n k"]
+) -> Float[Tensor, " c"]:
+    """Mean cross-entropy of every classifier to the labels, in nats.
+
+    Args:
+        log_probabilities: the classifiers' log-softmax.
+        targets: class indices, or probabilities (mixup, CutMix, label smoothing).
+    """
+    classifiers, count, _ = log_probabilities.shape
+    if targets.ndim == 1:
+        index = targets.view(1, -1, 1).expand(classifiers, -1, 1)
+        return -log_probabilities.gather(2, index).sum((1, 2)) / count
+    return -torch.einsum("nk,cnk->c", targets.to(log_probabilities.dtype), log_probabilities) / count
+
+
+def mimicry_matrix(teachers: Float[Tensor, "p n k"], students: Float[Tensor, "c n k"]) -> Float[Tensor, "p c"]:
+    """Mean cross-entropy of every student q to every teacher p, in nats.
+
+    Args:
+        teachers: probabilities; constants, no gradient flows into them.
+        students: log-probabilities.
+
+    Returns:
+        [p, q]; where teachers and students are the same classifiers, the diagonal is each one's own entropy.
+    """
+    return -torch.einsum("pnk,cnk->pc", teachers.detach(), students) / students.shape[1]
+
+
+class Objective:
+    """The loss of a network of C classifiers, from two arrays.
+
+    Args:
+        supervision: [C] weights of the labels, lambda in the papers; or a function from C to them.
+        mimicry: [C, C] weights, mu in the papers: entry [p, q] is how much p teaches q (the diagonal does not count); or
+            a function from C to them. With `teacher`, [C + 1, C].
+        temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
+        teacher: an outside network, images to logits, frozen and in eval mode here. Calls then need `images`.
+
+    Differs: the papers' code minimises KL(f_p || f_q), which is H(f_p, f_q) less the teacher's entropy: another value,
+    the same gradient. It adds 1e-8 to probabilities, which float32 log-softmax does not need.
+    """
+
+    def __init__(
+        self,
+        supervision: Sequence[float] | Callable[[int], Sequence[float]],
+        mimicry: Sequence[Sequence[float]] | Callable[[int], Sequence[Sequence[float]]],
+        temperature: float = 1.0,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        if not temperature > 0:
+            raise UserError(f"the temperature is {temperature}; it must be above 0")
+        self.supervision = supervision
+        self.mimicry = mimicry
+        self.temperature = float(temperature)
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+
+    def arrays(self, names: Sequence[str]) -> tuple[Vector, Matrix]:
+        """The two arrays for a network with these classifiers; the mimicry's diagonal set to zero."""
+        count = len(names)
+        rows = count + (self.teacher is not None)
+        supervision = self.supervision(count) if callable(self.supervision) else self.supervision
+        mimicry = self.mimicry(count) if callable(self.mimicry) else self.mimicry
+        if len(supervision) != count:
+            raise UserError(f"supervision has {len(supervision)} weights for the {count} classifiers {_listed(names)}")
+        if len(mimicry) != rows or any(len(row) != count for row in mimicry):
+            shape = f"{len(mimicry)} x {len(mimicry[0]) if mimicry else 0}"
+            raise UserError(f"mimicry is {shape}; the classifiers {_listed(names)} need {rows} x {count}")
+        matrix = tuple(tuple(0.0 if p == q else float(row[q]) for q in range(count)) for p, row in enumerate(mimicry))
+        return tuple(map(float, supervision)), matrix
+
+    def __call__(
+        self,
+        outputs: Classified,
+        targets: Tensor,
+        *,
+        mimics: Sequence[str] | None = None,
+        images: Tensor | None = None,
+    ) -> Loss:
+        """The loss of one batch; no host synchronisation.
+
+        Args:
+            outputs: names and logits ([N, K] each); of the whole network, or of the part that sampling left alive.
+            targets: [N] class indices or [N, K] probabilities.
+            mimics: the classifiers that teach and learn from one another in this step (Phi in DHM's Eq. 6); all if None.
+            images: [N, ...], read by the outside teacher if there is one.
+        """
+        names, logits = outputs.names, outputs.logits
+        _check(names, logits, targets)
+        supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics)
+        device = logits[0].device
+        with torch.autocast(device.type, enabled=False):
+            stacked = torch.stack([_at_least_float32(each) for each in logits])
+            log_probabilities = stacked.log_softmax(-1)
+            labels = supervision_vector(log_probabilities, targets)
+            total = labels @ _constant(supervision, device, labels.dtype)
+            pairs = labels.new_zeros(len(mimicry), len(names))
+            if any(map(any, mimicry)):
+                warm = self.temperature != 1.0
+                students = (stacked / self.temperature).log_softmax(-1) if warm else log_probabilities
+                teachers = torch.cat([students.detach().exp(), *self._outside(images, students)])
+                pairs = mimicry_matrix(teachers, students)
+                total = total + self.temperature**2 * (pairs * _constant(mimicry, device, pairs.dtype)).sum()
+        return Loss(total, labels.detach(), pairs.detach())
+
+    def _outside(self, images: Tensor | None, students: Tensor) -> tuple[Tensor, ...]:
+        """The outside teacher's probabilities, [1, N, K], if there is one."""
+        if self.teacher is None:
+            return ()
+        if images is None:
+            raise UserError("this objective has an outside teacher: call it as objective(outputs, targets, images=images)")
+        with torch.no_grad():
+            logits = self.teacher(images)
+            return ((logits.to(students.dtype) / self.temperature).softmax(-1)[None],)
+
+
+def baseline() -> Objective:
+    """The main classifier learns from the labels; nothing else."""
+    return Objective(_main_only, partial(_pairs, direction="both", weight=0.0))
+
+
+def dsl() -> Objective:
+    """Deep supervision: every classifier learns from the labels (Lee et al. 2015; Sun et al. 2019, Eq. 2)."""
+    return Objective(_everyone, partial(_pairs, direction="both", weight=0.0))
+
+
+def dks(direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0) -> Objective:
+    """Deeply-supervised Knowledge Synergy: every classifier also teaches every other (Sun et al. 2019, Eq. 4).
+
+    Args:
+        direction: "both"; "top_down", only the deeper teaches; "bottom_up", only the shallower teaches.
+        weight: of every mimicry term; 1 in the papers.
+        temperature: 1 in the papers.
+    """
+    if direction not in ("both", "top_down", "bottom_up"):
+        raise UserError(f"the direction is '{direction}'; choose from: both, top_down, bottom_up")
+    return Objective(_everyone, partial(_pairs, direction=direction, weight=weight), temperature)
+
+
+def dhm(direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0) -> Objective:
+    """Dynamic Hierarchical Mimicking: DKS's arrays, masked by a draw at each epoch or step (Li & Chen 2020, Eqs. 6-9).
+
+    The draw comes from `sidebranch.sampling` and is handed over as `mimics`. The paper's main experiments use the
+    degenerate draw, in which everyone always takes part: there DHM and DKS are the same loss.
+    """
+    return dks(direction, weight, temperature)
+
+
+def kd(
+    teacher: nn.Module,
+    students: Literal["main", "branches", "all"] = "main",
+    *,
+    deep_supervision: bool = False,
+    weight: float = 1.0,
+    temperature: float = 1.0,
+) -> Objective:
+    """Knowledge distillation from an outside, frozen teacher (Hinton et al. 2015; the rows of DKS's Table 6).
+
+    Args:
+        teacher: images to logits over the same classes.
+        students: who mimics the teacher.
+        deep_supervision: whether the branches learn from the labels too ("+DS").
+        weight: of every student's mimicry.
+        temperature: T; DKS tried 1, 2, 5, 10 and 20.
+    """
+    if students not in ("main", "branches", "all"):
+        raise UserError(f"the students are '{students}'; choose from: main, branches, all")
+    labels = _everyone if deep_supervision else _main_only
+    return Objective(labels, partial(_outside_row, students=students, weight=weight), temperature, teacher)
+
+
+def _everyone(count: int) -> Vector:
+    return (1.0,) * count
+
+
+def _main_only(count: int) -> Vector:
+    return (1.0,) + (0.0,) * (count - 1)
+
+
+def _pairs(count: int, direction: Direction, weight: float) -> Matrix:
+    """Main is classifier 0 and the deepest, so the deeper of a pair has the smaller index."""
+    teaches = {"both": lambda p, q: p != q, "top_down": lambda p, q: p < q, "bottom_up": lambda p, q: p > q}[direction]
+    return tuple(tuple(weight * teaches(p, q) for q in range(count)) for p in range(count))
+
+
+def _outside_row(count: int, students: str, weight: float) -> Matrix:
+    row = tuple(weight * (students == "all" or (q == 0) == (students == "main")) for q in range(count))
+    return (*(((0.0,) * count,) * count), row)
+
+
+def _masked(
+    supervision: Vector, mimicry: Matrix, network: Sequence[str], live: Sequence[str], mimics: Sequence[str] | None
+) -> tuple[Vector, Matrix]:
+    """The arrays of the live classifiers, with mimicry to or from anyone not in `mimics` set to zero."""
+    at = [network.index(name) for name in live]
+    allowed = [mimics is None or name in mimics for name in network]
+    outside = mimicry[len(network) :]
+    inside = tuple(tuple(mimicry[p][q] * (allowed[p] and allowed[q]) for q in at) for p in at)
+    return tuple(supervision[q] for q in at), inside + tuple(tuple(row[q] * allowed[q] for q in at) for row in outside)
+
+
+@lru_cache(maxsize=256)
+def _constant(values: Vector | Matrix, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The array on the device, copied there once: a copy from the host in every step would wait for it."""
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check(names: Sequence[str], logits: Sequence[Tensor], targets: Tensor) -> None:
+    """Shapes only: values would have to be read back from the device."""
+    main = logits[0].shape
+    for name, each in zip(names, logits, strict=True):
+        if each.ndim != 2 or each.shape != main:
+            raise UserError(f"'{name}' has logits of shape {list(each.shape)}, 'main' {list(main)}; all must be one [N, K]")
+    if targets.ndim == 2 and targets.is_floating_point() and targets.shape == main:
+        return
+    if targets.ndim == 1 and not targets.is_floating_point() and len(targets) == main[0]:
+        return
+    raise UserError(
+        f"targets are {targets.dtype} of shape {list(targets.shape)}; logits of shape {list(main)} need integer class "
+        f"indices [{main[0]}] or floating-point probabilities {list(main)}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "(" + ", ".join(names) + ")"

@@ -1,0 +1,160 @@
+"""CIFAR ResNets of depth 6n + 2 (He et al. 2016, section 4.2) and the papers' side branches (DHM supplement, Table 1).
+
+Post-activation basic blocks in three stages of 16, 32 and 64 channels. A shortcut that changes shape has no parameters:
+2x2 average pooling, then zero channels. Module names are those of the papers' public checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from sidebranch.branches import Tail, conv_weights_by_fan_out
+from sidebranch.model import SideBranch
+
+WIDTHS = (16, 32, 64)
+DEPTHS = (20, 32, 44, 56, 110, 1202)
+
+# timm looks for this name in the module of a registered model.
+default_cfgs = generate_default_cfgs(
+    {
+        f"cifar_resnet{depth}": {
+            "num_classes": 10,
+            "input_size": (3, 32, 32),
+            "pool_size": (8, 8),
+            "first_conv": "conv1",
+            "classifier": "fc",
+        }
+        for depth in DEPTHS
+    }
+)
+
+
+class BasicBlock(nn.Module):
+    """conv3x3-BN-ReLU-conv3x3-BN, plus the shortcut, then ReLU: [N, C, H, W] to [N, C', H / stride, W / stride]."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.new_channels = channels - in_channels
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        residual = F.relu(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(residual))
+        shortcut = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+        if self.new_channels:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
+        return F.relu(residual + shortcut)
+
+
+def stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    """Blocks of one width; the first changes width and resolution."""
+    first = BasicBlock(in_channels, channels, stride)
+    return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(blocks - 1)))
+
+
+class CifarResNet(nn.Module):
+    """ResNet for 32x32 images (any size that three stages can halve twice).
+
+    Args:
+        blocks: n, per stage; the depth is 6n + 2.
+        num_classes: K.
+        in_chans: channels of the images.
+    """
+
+    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3, **_: Any) -> None:
+        super().__init__()
+        first, second, third = WIDTHS
+        self.blocks = blocks
+        self.num_classes = num_classes
+        self.num_features = third
+        self.feature_info = [
+            {"num_chs": width, "reduction": 2**i, "module": f"layer{i + 1}"} for i, width in enumerate(WIDTHS)
+        ]
+        self.conv1 = nn.Conv2d(in_chans, first, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = stage(blocks, first, first, 1)
+        self.layer2 = stage(blocks, first, second, 2)
+        self.layer3 = stage(blocks, second, third, 2)
+        self.fc = nn.Linear(third, num_classes)
+        conv_weights_by_fan_out(self)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_head(self, x: Float[Tensor, "n d h w"], pre_logits: bool = False) -> Tensor:
+        x = x.mean((2, 3))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        return self.forward_head(self.forward_features(x))
+
+
+def side_branches(backbone: CifarResNet) -> list[SideBranch]:
+    """b1 after stage 2, twice as wide; b2 after stage 1, thinned in depth.
+
+    Published for depths 32, 110 and 1202. The others follow ResNet-32: the first stage of b2 at full depth, the last at
+    half, rounded up.
+    """
+    n = backbone.blocks
+    first, second, third = WIDTHS
+    n_second = n // 2 if n >= 18 else n
+    near = {"layer3": stage(n, second, 2 * third, 2)}
+    far = {"layer2": stage(n_second, first, second, 2), "layer3": stage((n + 1) // 2, second, third, 2)}
+    branches = [
+        SideBranch("b1", "layer2", Tail(near, 2 * third, backbone.num_classes)),
+        SideBranch("b2", "layer1", Tail(far, third, backbone.num_classes)),
+    ]
+    for branch in branches:
+        conv_weights_by_fan_out(branch.body)
+    return branches
+
+
+def _create(depth: int, pretrained: bool, **options: Any) -> CifarResNet:
+    return build_model_with_cfg(CifarResNet, f"cifar_resnet{depth}", pretrained, blocks=(depth - 2) // 6, **options)
+
+
+@register_model
+def cifar_resnet20(pretrained: bool = False, **options: Any) -> CifarResNet:
+    return _create(20, pretrained, **options)
+
+
+@register_model
+def cifar_resnet32(pretrained: bool = False, **options: Any) -> CifarResNet:
+    return _create(32, pretrained, **options)
+
+
+@register_model
+def cifar_resnet44(pretrained: bool = False, **options: Any) -> CifarResNet:
+    return _create(44, pretrained, **options)
+
+
+@register_model
+def cifar_resnet56(pretrained: bool = False, **options: Any) -> CifarResNet:
+    return _create(56, pretrained, **options)
+
+
+@register_model
+def cifar_resnet110(pretrained: bool = False, **options: Any) -> CifarResNet:
+    return _create(110, pretrained, **options)
+
+
+@register_model
+def cifar_resnet1202(pretrained: bool = False, **options: Any) -> CifarResNet:
+    return _create(1202, pretrained, **options)
