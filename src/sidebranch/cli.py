@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 from rich.table import Table
 
@@ -18,11 +19,13 @@ from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, r
 from sidebranch.engine.config import as_dict
 from sidebranch.engine.evaluate_run import evaluate_run
 from sidebranch.errors import UserError, nearest
+from sidebranch.inspect import Record, read_record, summarise, verdict, write_report
+from sidebranch.study import run_grid
 
 TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
 
-RECIPE is a shipped name (`sidebranch recipes` lists them), a YAML file, or a run folder, which repeats that run.
-Every field of a recipe is a flag:
+RECIPE is a shipped name (`sidebranch recipes` lists them), a YAML file, or a run folder,
+which repeats that run. Every field of a recipe is a flag:
 
   sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1
   sidebranch train cifar100/resnet32 --method baseline --print-config
@@ -30,18 +33,33 @@ Every field of a recipe is a flag:
 
 Ctrl-C saves and stops; the same command with --resume goes on where it stopped."""
 
-EVAL_HELP = """Evaluate a run on its validation images: top-1 and top-5 error of every classifier and of their ensemble.
+EVAL_HELP = """Evaluate a run on its validation images.
+
+Prints the top-1 and top-5 error of every classifier and of their ensemble.
 
   sidebranch eval runs/cifar100-resnet32-dhm-seed0
   sidebranch eval runs/cifar100-resnet32-dhm-seed0 --checkpoint best --data.root /elsewhere"""
 
-DEMO_HELP = """See the effect in minutes, offline: scikit-learn's digits with half of the training labels replaced at random,
-trained without side branches (baseline) and with them (DHM). Prints a table and writes report.html."""
+DEMO_HELP = """See the effect in minutes, offline.
+
+Scikit-learn's digits with half of the training labels replaced at random, trained without
+side branches (baseline) and with them (DHM), several seeds each. Prints a table and writes
+report.html, a page with the curves."""
+
+
+REPORT_HELP = """Write one self-contained HTML page that compares runs.
+
+  sidebranch report runs/cifar100-resnet32-baseline-seed0 runs/cifar100-resnet32-dhm-seed0"""
+
+
+class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the descriptions, whose examples are to be copied."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for bad input, 128 + n after signal n."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)
@@ -82,23 +100,20 @@ def _run(arguments: list[str]) -> int:
     options = parsed[verb]
     if verb == "train":
         return _train(verbs["train"], options, recipe_name or "")
-    return {"eval": _eval, "recipes": _recipes}[verb](options)
+    return {"demo": _demo, "eval": _eval, "recipes": _recipes, "report": _report}[verb](options)
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    parser = ArgumentParser(
-        prog="sidebranch",
-        description="Train image classifiers with side branches, ship them without.",
-        exit_on_error=False,
-    )
+    plain = partial(ArgumentParser, exit_on_error=False, formatter_class=_Help)
+    parser = plain(prog="sidebranch", description="Train image classifiers with side branches, ship them without.")
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    train_usage = "sidebranch train RECIPE [--resume] [--output DIR] [--FIELD VALUE ...]"
     verbs = {
-        "demo": ArgumentParser(description=DEMO_HELP, exit_on_error=False),
-        "train": recipe.config_parser(
-            description=TRAIN_HELP, usage="sidebranch train RECIPE [--resume] [--output DIR] [--FIELD VALUE ...]"
-        ),
-        "eval": ArgumentParser(description=EVAL_HELP, exit_on_error=False),
-        "recipes": ArgumentParser(description="List the shipped recipes.", exit_on_error=False),
+        "demo": plain(description=DEMO_HELP),
+        "train": recipe.config_parser(description=TRAIN_HELP, usage=train_usage, formatter_class=_Help),
+        "eval": plain(description=EVAL_HELP),
+        "recipes": plain(description="List the shipped recipes."),
+        "report": plain(description=REPORT_HELP),
     }
     demo = verbs["demo"]
     demo.add_argument("--output", type=str, default="demo", help="Folder for the runs and the report.")
@@ -110,6 +125,9 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     evaluate.add_argument("run", type=str, help="A run folder.")
     evaluate.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
     evaluate.add_argument("--data.root", type=str, default="", help="Where the data lie, if they have moved.")
+    report = verbs["report"]
+    report.add_argument("runs", type=str, nargs="+", help="Run folders.")
+    report.add_argument("--output", type=str, default="report.html", help="The page.")
     for name, verb in verbs.items():
         first = (verb.description or "").splitlines()[0]
         commands.add_subcommand(name, verb, help=first)
@@ -122,6 +140,7 @@ def _train(parser: ArgumentParser, options: Namespace, recipe_name: str) -> int:
         config = replace(config, name=recipe.name_of(recipe_name))
     folder = _folder_of(options.output, Path(recipe_name), config, options.resume)
     train(config, folder, resume=options.resume, reporter=ConsoleReporter())
+    write_report([read_record(folder)], folder.report, folder.root.name)
     print(f"the plain backbone: {folder.weights}")
     return 0
 
@@ -164,3 +183,45 @@ def _recipes(options: Namespace) -> int:
     Console(highlight=False).print(table)
     print("\nRun one:   sidebranch train RECIPE --method baseline|dsl|dks|dhm\nRead one:  sidebranch train RECIPE --print-config")
     return 0
+
+
+def _report(options: Namespace) -> int:
+    records = [read_record(RunFolder(Path(run))) for run in options.runs]
+    write_report(records, Path(options.output), "Runs compared")
+    print(f"{verdict(records)}\nthe page: {options.output}")
+    return 0
+
+
+def _demo(options: Namespace) -> int:
+    if options.seeds < 1:
+        raise UserError(f"--seeds is {options.seeds}; train at least one")
+    root = Path(options.output)
+    config = recipe.load(recipe.find("digits/demo"))
+    console = Console(highlight=False)
+    console.print(
+        "1,297 digits to learn from, half of their labels replaced at random; 500 to be judged by.\n"
+        f"Training {options.seeds} networks without side branches (baseline), {options.seeds} with them (DHM).\n"
+    )
+    folders = run_grid(config, ("baseline", "dhm"), range(options.seeds), root, ConsoleReporter(table=False))
+    records = [read_record(folder) for folder in folders]
+    console.print(_demo_table(records))
+    page = root / "report.html"
+    write_report(records, page, "Half of the labels are wrong: baseline against DHM")
+    console.print(f"\n{verdict(records)}\nThe curves: {page}", soft_wrap=True)
+    return 0
+
+
+def _demo_table(records: Sequence[Record]) -> Table:
+    summary = summarise(records)
+    table = Table(title="Top-1 error on 500 validation digits, %", title_justify="left")
+    table.add_column("")
+    for method in summary:
+        table.add_column(method.upper() if method != "baseline" else method, justify="right")
+    for column in summary["dhm"]:
+        cells = [str(errors.get(column, "")) for errors in summary.values()]
+        table.add_row("main (what ships)" if column == "main" else column, *cells)
+    table.add_section()
+    counts = [next(r for r in records if r.config.method == method).environment["parameters"] for method in summary]
+    table.add_row("parameters shipped", *(f"{each['shipped']:,}" for each in counts))
+    table.add_row("parameters in training", *(f"{each['training']:,}" for each in counts))
+    return table

@@ -161,7 +161,7 @@ class _Run:
         if self.fabric.is_global_zero:
             self.folder.create()
             self.folder.write_config(recipe.dump(self.config))
-            self.folder.write_environment(self.device, asdict(self.choices))
+            self.folder.write_environment(self.device, choices=asdict(self.choices), parameters=self._parameters())
             self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done)
         self.reporter.say(self._summary())
         self.reporter.start(columns_of(self.names), epochs, len(self.train_loader), self.done)
@@ -290,9 +290,13 @@ class _Run:
             description = {"model": model.name, "num_classes": str(self.num_classes), "in_chans": str(self.in_chans)}
             self.folder.write_weights(source.backbone.state_dict(), description)
 
-    def _summary(self) -> str:
+    def _parameters(self) -> dict[str, int]:
         shipped = sum(each.numel() for each in self.inner.backbone.parameters())
-        branches = sum(each.numel() for each in self.inner.branches.parameters())
+        return {"shipped": shipped, "training": sum(each.numel() for each in self.inner.parameters())}
+
+    def _summary(self) -> str:
+        shipped, training = self._parameters().values()
+        branches = training - shipped
         layout = "channels-last" if self.choices.channels_last else "channels-first"
         return (
             f"{self.config.model.name}: {shipped:,} parameters to ship"

@@ -35,9 +35,14 @@ class Silent:
 
 
 class ConsoleReporter:
-    """A table with one line an epoch and, on a terminal, a bar with the time left and the training metrics so far."""
+    """A table with one line an epoch and, on a terminal, a bar with the time left and the training metrics so far.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        table: whether the lines of the epochs are printed.
+    """
+
+    def __init__(self, console: Console | None = None, table: bool = True) -> None:
+        self.table = table
         self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.live: Live | None = None
         self.columns: tuple[str, ...] = ()
@@ -49,8 +54,9 @@ class ConsoleReporter:
     def start(self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int) -> None:
         self.columns, self.epochs = tuple(columns), epochs
         names = "".join(f"{name if name != 'ensemble' else 'ens.':>8}" for name in columns)
-        self.say("validation top-1 error, %".rjust(36 + len(names)))
-        self.say(f"{'epoch':>9}{'lr':>9}{'loss':>8}{'train':>8}{names}{'img/s':>8}")
+        if self.table:
+            self.say("validation top-1 error, %".rjust(34 + len(names)))
+            self.say(f"{'epoch':>9}{'lr':>9}{'loss':>8}{'train':>8}{names}{'img/s':>8}")
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description:>9}"),
@@ -74,6 +80,8 @@ class ConsoleReporter:
             self.status.plain = "training loss, error: " + "  ".join(each)
 
     def epoch(self, row: Mapping[str, float]) -> None:
+        if not self.table:
+            return
         errors = "".join(f"{row[f'val/top1/{name}']:>8.2f}" for name in self.columns)
         position = f"{row['epoch']:.0f}/{self.epochs}"
         self.say(

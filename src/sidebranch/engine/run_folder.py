@@ -54,6 +54,14 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.root / "metrics.csv"
 
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
     def is_used(self) -> bool:
         """Whether a run was started here."""
         return self.config.exists() or self.last.exists()
@@ -79,9 +87,9 @@ class RunFolder:
         writer.writerows(rows)
         write_text(self.metrics, text.getvalue())
 
-    def write_environment(self, device: torch.device, choices: Mapping[str, Any]) -> None:
+    def write_environment(self, device: torch.device, **facts: Any) -> None:
         """Versions, hardware and git revision: what someone needs who wants the same numbers."""
-        write_text(self.root / "environment.json", json.dumps(environment(device, choices), indent=2) + "\n")
+        write_text(self.environment, json.dumps(environment(device) | facts, indent=2) + "\n")
 
     def write_weights(self, state: Mapping[str, Tensor], description: Mapping[str, str]) -> None:
         """The backbone's weights under its own keys; `timm.create_model(..., checkpoint_path=...)` reads them."""
@@ -93,7 +101,7 @@ class RunFolder:
         write_atomically(self.best, lambda temporary: shutil.copyfile(self.last, temporary))
 
 
-def environment(device: torch.device, choices: Mapping[str, Any]) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """What a run ran on."""
     cuda = device.type == "cuda"
     return {
@@ -104,7 +112,6 @@ def environment(device: torch.device, choices: Mapping[str, Any]) -> dict[str, A
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if cuda else f"{_processor()}, {torch.get_num_threads()} threads",
-        "choices": dict(choices),
     }
 
 

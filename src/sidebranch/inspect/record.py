@@ -1,0 +1,88 @@
+"""A run folder, read back; and several of them, summarised method by method."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from sidebranch.engine import Config, RunFolder, recipe
+from sidebranch.errors import UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run.
+
+    Attributes:
+        rows: of metrics.csv, one an epoch; errors in percent.
+        environment: versions, hardware, parameter counts.
+    """
+
+    folder: RunFolder
+    config: Config
+    rows: list[dict[str, float]]
+    environment: dict[str, Any]
+
+    @property
+    def columns(self) -> list[str]:
+        """The classifiers that were evaluated, and "ensemble"."""
+        return [key.removeprefix("val/top1/") for key in self.rows[-1] if key.startswith("val/top1/")]
+
+    def error(self, column: str) -> float:
+        """Validation top-1 error after the last epoch, in percent."""
+        return self.rows[-1][f"val/top1/{column}"]
+
+    @property
+    def lowest_error(self) -> float:
+        """Main's lowest validation top-1 error over the epochs, in percent: optimistic, as it was chosen by looking."""
+        return min(row["val/top1/main"] for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds (0 for one)."""
+
+    mean: float
+    std: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.count > 1 else "")
+
+
+def read_record(folder: RunFolder) -> Record:
+    """Reads a run folder in which at least one epoch is done."""
+    if not folder.config.is_file() or not folder.metrics.is_file():
+        raise UserError(f"'{folder.root}' is no run folder with a finished epoch: it lacks config.yaml or metrics.csv")
+    with open(folder.metrics, encoding="utf-8", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
+    if not rows:
+        raise UserError(f"'{folder.metrics}' has no rows: no epoch is finished")
+    return Record(folder, recipe.load(folder.config), rows, environment)
+
+
+def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records under their methods, in the order in which these first come."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.config.method, []).append(record)
+    return groups
+
+
+def summarise(records: Sequence[Record]) -> dict[str, dict[str, Spread]]:
+    """Method to classifier to its final top-1 error over the seeds, in percent."""
+    summary: dict[str, dict[str, Spread]] = {}
+    for method, group in by_method(records).items():
+        columns = group[0].columns
+        errors = {column: [record.error(column) for record in group] for column in columns}
+        summary[method] = {column: spread(values) for column, values in errors.items()}
+    return summary
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(mean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
