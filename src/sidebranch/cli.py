@@ -84,7 +84,9 @@ def _run(arguments: list[str]) -> int:
     recipe_name = None
     if arguments[0] == "train" and not {"-h", "--help"} & set(arguments[1:2]):
         if len(arguments) < 2 or arguments[1].startswith("-"):
-            raise UserError("train needs a recipe first: sidebranch train RECIPE [--flag value ...]; see: sidebranch recipes")
+            raise UserError(
+                "train needs a recipe first: sidebranch train RECIPE [--flag value ...]; see: sidebranch recipes"
+            )
         recipe_name = arguments[1]
         arguments = ["train", "--config", str(recipe.find(recipe_name)), *arguments[2:]]
     try:
@@ -93,7 +95,7 @@ def _run(arguments: list[str]) -> int:
         verb = arguments[0]
         if verb not in verbs and not verb.startswith("-"):
             raise UserError(f"no command '{verb}'; {nearest(verb, verbs)}") from error
-        valid = recipe.keys(as_dict(Config())) + ["resume", "output", "config"] if verb == "train" else []
+        valid = [*recipe.keys(as_dict(Config())), "resume", "output", "config"] if verb == "train" else []
         where = f"{recipe_name}: " if recipe_name and "does not accept" in str(error) else ""
         raise UserError(where + recipe.explain(error, valid)) from error
     verb = parsed.subcommand
@@ -181,7 +183,8 @@ def _recipes(options: Namespace) -> int:
     for name, path in recipe.shipped().items():
         table.add_row(name, recipe.load(path).about)
     Console(highlight=False).print(table)
-    print("\nRun one:   sidebranch train RECIPE --method baseline|dsl|dks|dhm\nRead one:  sidebranch train RECIPE --print-config")
+    print("\nRun one:   sidebranch train RECIPE --method baseline|dsl|dks|dhm")
+    print("Read one:  sidebranch train RECIPE --print-config")
     return 0
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,7 @@ Vector = tuple[float, ...]
 Matrix = tuple[Vector, ...]
 
 
+@runtime_checkable
 class Classified(Protocol):
     """What an objective reads of a network's outputs (`sidebranch.Outputs` is one)."""
 
@@ -46,8 +47,8 @@ class Loss:
         total: scalar; the one to call `backward()` on.
         supervision: [C], mean cross-entropy of each classifier to the labels.
         mimicry: [P, C], mean cross-entropy of student q to teacher p. The diagonal is each classifier's own entropy, so
-            `mimicry - diagonal[:, None]` is the Kullback-Leibler divergence. P is C, or C + 1 with an outside teacher as
-            the last row. All zeros where nobody teaches.
+            `mimicry - diagonal[:, None]` is the Kullback-Leibler divergence. P is C, or C + 1 with an outside teacher
+            as the last row. All zeros where nobody teaches.
     """
 
     total: Float[Tensor, ""]
@@ -89,8 +90,8 @@ class Objective:
 
     Args:
         supervision: [C] weights of the labels, lambda in the papers; or a function from C to them.
-        mimicry: [C, C] weights, mu in the papers: entry [p, q] is how much p teaches q (the diagonal does not count); or
-            a function from C to them. With `teacher`, [C + 1, C].
+        mimicry: [C, C] weights, mu in the papers: entry [p, q] is how much p teaches q, and the diagonal does not
+            count; or a function from C to them. With `teacher`, [C + 1, C].
         temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
         teacher: an outside network, images to logits, frozen and in eval mode here. Calls then need `images`.
 
@@ -139,7 +140,7 @@ class Objective:
         Args:
             outputs: names and logits ([N, K] each); of the whole network, or of the part that sampling left alive.
             targets: [N] class indices or [N, K] probabilities.
-            mimics: the classifiers that teach and learn from one another in this step (Phi in DHM's Eq. 6); all if None.
+            mimics: those that teach and learn from one another in this step (Phi in DHM's Eq. 6); all if None.
             images: [N, ...], read by the outside teacher if there is one.
         """
         names, logits = outputs.names, outputs.logits
@@ -165,7 +166,9 @@ class Objective:
         if self.teacher is None:
             return ()
         if images is None:
-            raise UserError("this objective has an outside teacher: call it as objective(outputs, targets, images=images)")
+            raise UserError(
+                "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
+            )
         with torch.no_grad():
             logits = self.teacher(images)
             return ((logits.to(students.dtype) / self.temperature).softmax(-1)[None],)
@@ -271,7 +274,9 @@ def _check(names: Sequence[str], logits: Sequence[Tensor], targets: Tensor) -> N
     main = logits[0].shape
     for name, each in zip(names, logits, strict=True):
         if each.ndim != 2 or each.shape != main:
-            raise UserError(f"'{name}' has logits of shape {list(each.shape)}, 'main' {list(main)}; all must be one [N, K]")
+            raise UserError(
+                f"'{name}' has logits of shape {list(each.shape)}, 'main' {list(main)}; all must be one [N, K]"
+            )
     if targets.ndim == 2 and targets.is_floating_point() and targets.shape == main:
         return
     if targets.ndim == 1 and not targets.is_floating_point() and len(targets) == main[0]:

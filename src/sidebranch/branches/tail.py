@@ -1,4 +1,4 @@
-"""The end of a network: stages, then what every branch of the papers ends in, global average pooling and one linear layer."""
+"""The end of a network: its stages, then what all of the papers end in, global average pooling and one linear layer."""
 
 from __future__ import annotations
 

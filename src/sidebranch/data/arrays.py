@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int, UInt8
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
@@ -45,12 +44,14 @@ class ArraySplit:
 
 def digits() -> tuple[ArraySplit, ArraySplit]:
     """Scikit-learn's 1,797 handwritten digits, 1x8x8: 1,297 to train on, 500 to validate on. Needs no network."""
-    raw = load_digits()
-    images = torch.from_numpy(raw.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
-    labels = torch.from_numpy(raw.target).long()
+    from sklearn.datasets import load_digits  # a second to import, and needed here alone
+
+    pixels, targets = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(targets).long()
     order = torch.randperm(len(labels), generator=generator("digits split"))
     val, train = order[:DIGITS_VALIDATION], order[DIGITS_VALIDATION:]
-    names = tuple(str(name) for name in raw.target_names)
+    names = tuple("0123456789")
     scale = Normalisation(mean=(0.305,), std=(0.376,))
     return ArraySplit(images[train], labels[train], names, scale), ArraySplit(images[val], labels[val], names, scale)
 

@@ -96,7 +96,7 @@ def _scan(root: Path, name: str) -> FolderSplit:
 
 
 class _Images(Dataset[tuple[Tensor, int] | str]):
-    """Item (epoch, index): the image as it looks in this epoch and its label, or the path of a file that is no image."""
+    """Item (epoch, index): the image as it looks in this epoch and its label, or the path of a file that is none."""
 
     def __init__(self, split: FolderSplit, transform: v2.Compose, seed: int) -> None:
         self.split = split

@@ -32,7 +32,9 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            raise UserError(f"'{path}' holds more than tensors and is not safe to open; only weights are read") from error
+            raise UserError(
+                f"'{path}' holds more than tensors and is not safe to open; only weights are read"
+            ) from error
         raise UserError(f"the checkpoint '{path}' is damaged and cannot be read") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"the checkpoint '{path}' is damaged and cannot be read") from error
@@ -48,8 +50,14 @@ def restore(network: nn.Module, weights: dict[str, Any], source: object) -> None
         UserError: they are another network's; names the first keys that do not fit.
     """
     own = network.state_dict()
-    wrong = [key for key in {**own, **weights} if key not in own or key not in weights or own[key].shape != weights[key].shape]
+    wrong = [
+        key
+        for key in {**own, **weights}
+        if key not in own or key not in weights or own[key].shape != weights[key].shape
+    ]
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise UserError(f"the checkpoint of '{source}' is of another network: {shown} missing, left over or of another shape")
+        raise UserError(
+            f"the checkpoint of '{source}' is of another network: {shown} missing, left over or of another shape"
+        )
     network.load_state_dict(weights)

@@ -67,7 +67,8 @@ class DataConfig:
     """Images and labels.
 
     Args:
-        name: `digits` (comes with scikit-learn), `cifar10`, `cifar100`, or `folder` (train/CLASS/*.jpg, val/CLASS/*.jpg).
+        name: `digits` (comes with scikit-learn), `cifar10`, `cifar100`, or `folder`: train/CLASS/*.jpg and
+            val/CLASS/*.jpg.
         root: where the data lie; CIFAR is downloaded there if it is missing.
         batch_size: images a step, over all devices together.
         limit: train on the first so many images only; 0 takes all.

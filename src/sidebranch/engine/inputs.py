@@ -107,7 +107,8 @@ def read_inputs(config: DataConfig, seed: int) -> Inputs:
     labels = sources.corrupt_labels(kept, len(train.classes), config.corrupt_rate, config.corrupt_mode, seed)
     if config.drop_last and len(labels) < config.batch_size:
         raise UserError(
-            f"data.drop_last leaves nothing: {len(labels)} training images are less than one batch of {config.batch_size}"
+            f"data.drop_last leaves nothing of {len(labels)} training images: they do not fill one batch of "
+            f"{config.batch_size}"
         )
     return Inputs(config, seed, train.relabelled(labels), val, in_chans)
 

@@ -1,7 +1,8 @@
 """The training loop, on Lightning Fabric.
 
 In: a config and a folder. Out: the folder, filled: config, environment, metrics, checkpoints, and the plain backbone.
-Everything random in a step is a function of (seed, epoch, step), so that a run may be stopped after any step and resumed.
+Everything random in a step is a function of (seed, epoch, step), so that a run may be stopped after any step and
+resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -234,7 +235,9 @@ class _Run:
         bad = self.finiteness.first_bad_step()
         if bad is not None:
             epoch, step = divmod(bad[0], len(self.train_loader))
-            kept = f"the last good checkpoint is '{self.folder.last}'" if self.folder.last.exists() else "none was saved"
+            kept = (
+                f"the last good checkpoint is '{self.folder.last}'" if self.folder.last.exists() else "none was saved"
+            )
             raise UserError(
                 f"the loss is not finite at epoch {epoch + 1}, step {step + 1}, first in: {', '.join(bad[1])}; {kept}; "
                 f"try a lower --optim.lr, --optim.clip, or --runtime.precision 32-true"
@@ -301,7 +304,8 @@ class _Run:
         return (
             f"{self.config.model.name}: {shipped:,} parameters to ship"
             + (f", {branches:,} in side branches {', '.join(self.names[1:])}" if branches else ", no side branches")
-            + f"\n{self.config.method} on {self.config.data.name}, {self.device.type}, {self.choices.precision}, {layout}"
+            + f"\n{self.config.method} on {self.config.data.name}, {self.device.type}, "
+            + f"{self.choices.precision}, {layout}"
             + f"\nrun folder: {self.folder.root}"
         )
 

@@ -40,7 +40,9 @@ class Meter:
             losses: [C] means over the batch.
         """
         count = len(labels)
-        rows = torch.cat([torch.full_like(losses, count)[None], (losses * count)[None], top_k_hits(scores, labels, (1, 5))])
+        rows = torch.cat(
+            [torch.full_like(losses, count)[None], (losses * count)[None], top_k_hits(scores, labels, (1, 5))]
+        )
         if tuple(names) == self.columns:
             self.sums += rows
         else:
@@ -96,7 +98,11 @@ class Finiteness:
         step = int(self.step)
         if step < 0:
             return None
-        labels = [f"supervision of {name}" for name, value in zip(self.names, self.supervision.isfinite().tolist()) if not value]
+        labels = [
+            f"supervision of {name}"
+            for name, value in zip(self.names, self.supervision.isfinite().tolist(), strict=True)
+            if not value
+        ]
         pairs = self.mimicry.isfinite().tolist()
         mimicry = [
             f"mimicry of {teacher} by {student}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from sidebranch.engine.config import Config, as_dict
 from sidebranch.errors import UserError, nearest
@@ -48,7 +48,7 @@ def name_of(recipe: str) -> str:
 def config_parser(**options: Any) -> ArgumentParser:
     """A parser whose flags are the config's fields (`--optim.lr 0.05`) and that reads YAML files (`--config FILE`)."""
     parser = ArgumentParser(exit_on_error=False, print_config="--print-config", **options)
-    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file laid over what stands left of it.")
+    parser.add_argument("--config", action="config", help="A YAML file laid over what stands left of it.")
     parser.add_class_arguments(Config, as_group=False)
     return parser
 
@@ -91,7 +91,9 @@ def explain(error: Exception, valid: Iterable[str]) -> str:
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
         key = f"{found[1]}.{found[2]}"
         return f"unknown key '{key}'; {nearest(key, valid)}"
-    if found := re.search(r"(?:Key|option|Option) '([\w.]+)' is not (?:expected|accepted)|does not accept option '([\w.]+)'", text):
+    if found := re.search(
+        r"(?:Key|option|Option) '([\w.]+)' is not (?:expected|accepted)|does not accept option '([\w.]+)'", text
+    ):
         key = found[1] or found[2]
         return f"unknown key '{key}'; {nearest(key, valid)}"
     if found := re.search(r"[Uu]nrecognized arguments: (.*)", text):

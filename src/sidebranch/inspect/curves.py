@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from sidebranch.inspect.record import Record, by_method
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = {"baseline": "#555555", "dsl": "#E69F00", "dks": "#0072B2", "dhm": "#009E73"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
     "axes.spines.top": False,

@@ -19,6 +19,10 @@ METHODS = {
     "dhm": "side branches learn from the labels and, as sampling says, from one another",
 }
 
+ERROR_CAPTION = (
+    "Each dot is a seed, each bar a mean. What ships is main; the ensemble averages all classifiers' probabilities."
+)
+
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -57,9 +61,8 @@ def page(records: Sequence[Record], title: str) -> str:
         _error_table(records),
         _explanation(records),
         '<h2>Curves</h2><div class="figures">',
-        f"<figure>{training_curves(records)}<figcaption>{_curve_caption(records)}</figcaption></figure>",
-        f"<figure>{final_errors(records)}<figcaption>Each dot is a seed, each bar a mean. What ships is main; "
-        "the ensemble averages all classifiers' probabilities.</figcaption></figure>",
+        _figure(training_curves(records), _curve_caption(records)),
+        _figure(final_errors(records), ERROR_CAPTION),
         "</div>",
         "<h2>Runs</h2>",
         _run_table(records),
@@ -108,7 +111,9 @@ def _explanation(records: Sequence[Record]) -> str:
 
 def _curve_caption(records: Sequence[Record]) -> str:
     corrupt = records[0].config.data.corrupt_rate
-    noise = f" {corrupt:.0%} of the training labels were replaced, so the training error cannot be low." if corrupt else ""
+    noise = (
+        f" {corrupt:.0%} of the training labels were replaced, so the training error cannot be low." if corrupt else ""
+    )
     return f"Training error is measured as training goes, on augmented images.{noise}"
 
 
@@ -133,8 +138,14 @@ def _run_table(records: Sequence[Record]) -> str:
         )
     hardware = records[0].environment.get("device", "unknown hardware")
     revision = records[0].environment.get("git_revision")
-    note = f"<p>First run on {escape(str(hardware))}" + (f", revision <code>{escape(revision)}</code>" if revision else "")
+    note = f"<p>First run on {escape(str(hardware))}" + (
+        f", revision <code>{escape(revision)}</code>" if revision else ""
+    )
     return _table(rows) + note + ". Parameters shipped are the backbone's; the side branches stay behind.</p>"
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,72 @@
+"""Array shapes and dtypes in annotations are checked while the tests run; in production they are free."""
+
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+from jaxtyping import install_import_hook
+
+CHECKED = ["objective", "sampling", "seeding", "data.augment", "data.corruption", "metrics", "branches", "zoo"]
+install_import_hook([f"sidebranch.{room}" for room in CHECKED], "typechecker.check")
+
+import pytest
+import torch
+from torch import nn
+
+import sidebranch as sb
+from sidebranch.engine import recipe
+from sidebranch.engine.config import Config
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+class Little(nn.Module):
+    """A network of three stages for tests: [N, 1, 8, 8] to [N, 10]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage1 = nn.Sequential(nn.Conv2d(1, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.stage2 = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.stage3 = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, images):
+        return self.fc(self.stage3(self.stage2(self.stage1(images))).mean((2, 3)))
+
+
+def little_branches() -> list[sb.SideBranch]:
+    near = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    far = nn.Sequential(nn.Conv2d(4, 8, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    return [sb.SideBranch("b1", "stage2", near), sb.SideBranch("b2", "stage1", far)]
+
+
+@pytest.fixture
+def little_net():
+    return sb.attach(Little(), little_branches())
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 1, 8, 8)
+
+
+@pytest.fixture
+def labels():
+    return torch.tensor([0, 1, 2, 3, 9, 9])
+
+
+@pytest.fixture
+def digits_config(tmp_path) -> Config:
+    """Two epochs of three steps on the digits, in float32."""
+    text = """
+model: {name: cifar_resnet20}
+data: {name: digits, batch_size: 64, limit: 160, padding: 1, flip: false}
+optim: {lr: 0.05, epochs: 2, schedule: cosine}
+runtime: {accelerator: cpu, precision: 32-true, log_every: 1}
+"""
+    path = tmp_path / "digits.yaml"
+    path.write_text(text)
+    return recipe.load(path)

@@ -1,0 +1,14 @@
+"""beartype for the tests: takes an int for a float as type checkers do, and leaves choices of words to our own errors."""
+
+from typing import Literal
+
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+
+WORDS = [
+    Literal["both", "top_down", "bottom_up"],
+    Literal["main", "branches", "all"],
+    Literal["mimicry", "branch"],
+    Literal["epoch", "step"],
+]
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=BeartypeHintOverrides({w: str for w in WORDS})))
