@@ -16,10 +16,10 @@ from pathlib import Path
 
 from sidebranch.engine import RunFolder, recipe, train
 
-RATES = (0.01, 0.02, 0.03, 0.05)
+RATES = (0.005, 0.01, 0.02, 0.03, 0.05)
 EPOCHS = (40, 60)
 DECAYS = (5e-4,)
-PADDINGS = (0, 1)
+PADDINGS = (1, 0)
 SEEDS = (0, 1, 2)
 FIELDS = ("epochs", "lr", "weight_decay", "padding", "seed", "method", "main", "b1", "b2", "ensemble", "seconds")
 
@@ -30,7 +30,7 @@ def main(path: Path) -> None:
         with open(path, encoding="utf-8", newline="") as file:
             done = {tuple(row[field] for field in FIELDS[:6]) for row in csv.DictReader(file)}
     base = recipe.load(recipe.find("digits/demo"))
-    for epochs, padding, lr, decay, seed in itertools.product(EPOCHS, PADDINGS, RATES, DECAYS, SEEDS):
+    for padding, epochs, lr, decay, seed in itertools.product(PADDINGS, EPOCHS, RATES, DECAYS, SEEDS):
         for method in ("baseline", "dhm"):
             if tuple(map(str, (epochs, lr, decay, padding, seed, method))) in done:
                 continue

@@ -6,7 +6,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 from jaxtyping import install_import_hook
 
-CHECKED = ["objective", "sampling", "seeding", "data.augment", "data.corruption", "metrics", "branches", "zoo"]
+CHECKED = ["objective", "sampling", "seeding", "data.augment", "data.corruption", "metrics"]
 install_import_hook([f"sidebranch.{room}" for room in CHECKED], "typechecker.check")
 
 import pytest

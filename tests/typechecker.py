@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 
 WORDS = [
     Literal["both", "top_down", "bottom_up"],
@@ -11,4 +11,4 @@ WORDS = [
     Literal["epoch", "step"],
 ]
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=BeartypeHintOverrides({w: str for w in WORDS})))
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({w: str for w in WORDS})))

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from sidebranch.data.augment import Normalisation
 from sidebranch.data.order import Shard, batches_of, steps_of
-from sidebranch.errors import UserError, nearest
+from sidebranch.errors import UserError
 from sidebranch.seeding import seed_of
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -84,8 +84,8 @@ def folder(root: str | Path) -> tuple[FolderSplit, FolderSplit]:
 
 def _scan(root: Path, name: str) -> FolderSplit:
     if not (root / name).is_dir():
-        found = sorted(each.name for each in root.iterdir() if each.is_dir())
-        raise UserError(f"'{root}' has no folder '{name}' ({nearest(name, found)}); wanted: {name}/CLASS/*.jpg")
+        found = ", ".join(sorted(each.name for each in root.iterdir() if each.is_dir())[:5]) or "no folder at all"
+        raise UserError(f"'{root}' has no folder '{name}' (found: {found}); it needs train/CLASS/*.jpg and val/CLASS/*.jpg")
     try:
         scanned = ImageFolder(str(root / name))
     except FileNotFoundError as error:

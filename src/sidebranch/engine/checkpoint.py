@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,23 @@ def load(path: Path) -> dict[str, Any]:
     """Reads a state onto the CPU.
 
     Raises:
-        UserError: there is none, it is damaged, it would run code, or it is not one of ours.
+        UserError: there is none, it is damaged (every byte is checked), it would run code, or it is not one of ours.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint '{path}'")
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        raise UserError(f"'{path}' is damaged, or no checkpoint of sidebranch train") from error
+    if damaged:
+        raise UserError(f"'{path}' is damaged: the checksum of its part '{damaged}' is wrong")
+    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            raise UserError(
-                f"'{path}' holds more than tensors and is not safe to open; only weights are read"
-            ) from error
-        raise UserError(f"the checkpoint '{path}' is damaged and cannot be read") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"the checkpoint '{path}' is damaged and cannot be read") from error
+        raise UserError(f"'{path}' holds more than tensors and is not safe to open; only weights are read") from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"'{path}' is damaged, or no checkpoint of sidebranch train") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"'{path}' is no checkpoint of sidebranch train")
     return state

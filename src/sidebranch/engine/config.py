@@ -81,7 +81,7 @@ class DataConfig:
         image_size: folder: side of the square that the network sees.
         resize: folder: shorter side before cropping.
         scale: folder: training crops vary in scale and aspect ratio.
-        workers: folder: processes that decode images.
+        workers: folder: processes that decode images, at most one a core.
         on_corrupt: folder: `error` stops at a file that is no image; `skip` leaves it out and counts it.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,7 +77,7 @@ class Inputs:
             device=device,
             training=training,
             seed=self.seed,
-            workers=config.workers,
+            workers=min(config.workers, _cores()),
             drop_last=drop_last,
             on_corrupt=config.on_corrupt,
             shard=shard,
@@ -111,6 +112,11 @@ def read_inputs(config: DataConfig, seed: int) -> Inputs:
             f"{config.batch_size}"
         )
     return Inputs(config, seed, train.relabelled(labels), val, in_chans)
+
+
+def _cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _arrays(config: DataConfig) -> tuple[sources.ArraySplit, sources.ArraySplit]:

@@ -251,8 +251,7 @@ class _Run:
         row["images_per_second"] = round(images_per_second, 1)
         readings = self.meter.read()
         row["train/loss"] = sum(each["loss"] for each in readings.values())
-        for name in self.names:
-            each = readings.get(name, {"loss": float("nan"), "top1": float("nan")})
+        for name, each in readings.items():  # a branch that sampling left out all epoch has none
             row |= {f"train/loss/{name}": each["loss"], f"train/top1/{name}": each["top1"]}
         evaluated = self.ema.module if self.ema is not None else self.network
         with self.fabric.autocast():

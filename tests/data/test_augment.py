@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torchvision.transforms import functional as TF
+
+import sidebranch as sb
+from sidebranch.data import Augmentation, Normalisation
+from sidebranch.seeding import uniform
+
+
+@pytest.fixture
+def photos():
+    return torch.randint(0, 256, (16, 3, 8, 10), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("mode", "torchvision_mode"), [("zeros", "constant"), ("reflect", "reflect")])
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_equals_torchvision_image_by_image(photos, padding, mode, torchvision_mode):
+    index = torch.arange(100, 116)
+    batch = Augmentation(padding, mode, flip=True)(photos, index, 3, 5)
+    offsets = [(uniform(index, side, 3, 5) * (2 * padding + 1)).long().tolist() for side in ("top", "left")]
+    mirrored = (uniform(index, "flip", 3, 5) < 0.5).tolist()
+    assert 0 < sum(mirrored) < 16
+    for i, (top, left) in enumerate(zip(*offsets, strict=True)):
+        one = TF.pad(photos[i], [padding], padding_mode=torchvision_mode)
+        one = TF.crop(one, top, left, 8, 10)
+        assert torch.equal(batch[i], TF.hflip(one) if mirrored[i] else one)
+
+
+def test_an_image_looks_the_same_in_any_batch(photos):
+    augmentation = Augmentation(2, "zeros", True)
+    index = torch.arange(16)
+    whole = augmentation(photos, index, 0, 1)
+    for part in (torch.tensor([5]), torch.tensor([9, 2, 15])):
+        assert torch.equal(augmentation(photos[part], index[part], 0, 1), whole[part])
+    assert not torch.equal(augmentation(photos, index, 0, 2), whole)
+    assert not torch.equal(augmentation(photos, index, 1, 1), whole)
+
+
+def test_every_offset_is_drawn(photos):
+    tops = (uniform(torch.arange(5000), "top", 0, 0) * 9).long()
+    assert tops.unique().tolist() == list(range(9))
+
+
+def test_without_padding_or_flip_nothing_changes(photos):
+    assert torch.equal(Augmentation()(photos, torch.arange(16), 0, 0), photos)
+
+
+def test_normalisation_equals_torchvision(photos):
+    scale = Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    expected = TF.normalize(photos.float() / 255, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    torch.testing.assert_close(scale(photos), expected)
+
+
+def test_reflection_beyond_the_image_is_refused(photos):
+    with pytest.raises(sb.UserError, match="reflect padding of 8 needs images larger"):
+        Augmentation(8, "reflect")(photos, torch.arange(16), 0, 0)

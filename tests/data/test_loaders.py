@@ -1,0 +1,177 @@
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+import sidebranch as sb
+from sidebranch import data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def split():
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
+    return data.ArraySplit(images, torch.arange(20), tuple("abcdefghijklmnopqrst"), data.Normalisation((0.5,) * 3, (0.2,) * 3))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 3 classes, 4 training and 2 validation images each."""
+    for part, count in (("train", 4), ("val", 2)):
+        for label in ("ant", "bee", "cat"):
+            place = tmp_path / "photos" / part / label
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 256, (24, 30, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def folder_loader(root, training=True, **options):
+    train, val = data.folder(root)
+    transform = data.FolderTransform(size=16, resize=20)
+    return data.FolderLoader(train if training else val, transform, 5, device=CPU, training=training, **options)
+
+
+def test_digits_come_whole_and_always_split_alike():
+    train, val = data.digits()
+    assert train.images.shape == (1297, 1, 8, 8)
+    assert val.images.shape == (500, 1, 8, 8)
+    assert train.images.dtype == torch.uint8
+    assert train.images.max() == 255
+    assert train.labels.unique().tolist() == list(range(10))
+    assert torch.equal(train.images, data.digits()[0].images)
+    normalised = train.normalisation(train.images)
+    assert normalised.mean().abs() < 0.02
+    assert (normalised.std() - 1).abs() < 0.02
+
+
+def test_device_loader_gives_every_image_once_augmented_and_normalised(split):
+    loader = data.DeviceLoader(split, 6, device=CPU, augmentation=data.Augmentation(2, "zeros", True))
+    batches = list(loader.batches(0))
+    assert len(batches) == len(loader) == 4
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(20))
+    images = batches[0][0]
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_validation_loader_leaves_images_and_order(split):
+    loader = data.DeviceLoader(split, 6, device=CPU)
+    images, labels = (torch.cat(parts) for parts in zip(*loader.batches(3), strict=True))
+    assert labels.tolist() == list(range(20))
+    assert torch.equal(images, split.normalisation(split.images))
+
+
+@pytest.mark.parametrize("kind", ["device", "folder"])
+def test_starting_at_a_step_gives_the_same_rest_of_the_epoch(kind, split, photos):
+    if kind == "device":
+        loader = data.DeviceLoader(split, 6, device=CPU, augmentation=data.Augmentation(2, "zeros", True))
+    else:
+        loader = folder_loader(photos)
+    whole, rest = list(loader.batches(2)), list(loader.batches(2, start=1))
+    assert len(rest) == len(whole) - 1
+    for (a, labels), (b, again) in zip(whole[1:], rest, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(labels, again)
+    assert not torch.equal(next(iter(loader.batches(3)))[0], whole[0][0])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_folder_batches_do_not_depend_on_the_workers(photos):
+    for one, other in zip(folder_loader(photos).batches(1), folder_loader(photos, workers=2).batches(1), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_folder_reads_what_is_there(photos):
+    train, val = data.folder(photos)
+    assert train.classes == ("ant", "bee", "cat")
+    assert (len(train), len(val)) == (12, 6)
+    images, labels = next(iter(folder_loader(photos, training=False).batches()))
+    assert images.shape == (5, 3, 16, 16)
+    assert labels.tolist() == [0, 0, 1, 1, 2]
+    assert len(torch.cat([labels for _, labels in folder_loader(photos).batches()])) == 12
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "CMYK", "1"])
+def test_any_kind_of_image_becomes_rgb(photos, mode):
+    extension = "jpg" if mode == "CMYK" else "png"
+    Image.new(mode, (30, 24)).save(photos / "val" / "ant" / f"0.{extension}")
+    images, _ = next(iter(folder_loader(photos, training=False).batches()))
+    assert images.shape[1] == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n broken"], ids=["empty", "text", "truncated"])
+def test_a_file_that_is_no_image_stops_or_is_skipped_and_counted(photos, content):
+    bad = photos / "train" / "bee" / "2.png"
+    bad.write_bytes(content)
+    with pytest.raises(sb.UserError, match=r"cannot read the image '.*bee/2\.png'.*on_corrupt skip"):
+        list(folder_loader(photos).batches())
+    loader = folder_loader(photos, on_corrupt="skip")
+    assert sum(len(labels) for _, labels in loader.batches()) == 11
+    assert loader.corrupt == {str(bad)}
+
+
+def remove_val(root):
+    (root / "val").rename(root / "validation")
+
+
+def empty_class(root):
+    (root / "train" / "dog").mkdir()
+
+
+def one_sided_class(root):
+    (root / "val" / "cat").rename(root / "val" / "cow")
+
+
+def no_classes(root):
+    for each in list((root / "train").iterdir()):
+        each.rename(root / each.name)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (remove_val, "has no folder 'val' .found: train, validation.; it needs"),
+        (empty_class, "not laid out as CLASS/.*dog"),
+        (one_sided_class, "2 classes are in only one of .*: cat, cow"),
+        (no_classes, "not laid out as CLASS"),
+    ],
+)
+def test_a_wrongly_laid_out_folder(photos, harm, message):
+    harm(photos)
+    with pytest.raises(sb.UserError, match=message):
+        data.folder(photos)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(sb.UserError, match="no folder '.*/nowhere'"):
+        data.folder(tmp_path / "nowhere")
+
+
+def test_cifar_that_is_not_there_and_cannot_be_fetched(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+    with pytest.raises(sb.UserError, match="downloading it failed .no network.; give --data.root"):
+        data.cifar100(tmp_path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("/tmp/sidebranch-was-here", "w"))
+
+
+def test_a_pickle_in_cifar_s_place_is_not_opened(tmp_path):
+    place = tmp_path / "cifar-100-python"
+    place.mkdir()
+    with pytest.raises(sb.UserError, match="lacks the file 'train'"):
+        data.cifar100(tmp_path)
+    for name in ("train", "test", "meta"):
+        (place / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(sb.UserError, match="md5"):
+        data.cifar100(tmp_path)

@@ -1,0 +1,252 @@
+import csv
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+
+import sidebranch as sb
+from sidebranch.engine import Interrupted, RunFolder, Silent, checkpoint, recipe, train
+from sidebranch.engine.build import build_network
+from sidebranch.engine.evaluate_run import evaluate_run
+
+TIMES = ("seconds", "images_per_second")
+
+
+class StopAt(Silent):
+    """Sends this process a signal when a step is reached."""
+
+    def __init__(self, done, number=signal.SIGINT):
+        self.done, self.number = done, number
+
+    def step(self, epoch, step, done, images_per_second, readings):
+        if done == self.done:
+            os.kill(os.getpid(), self.number)
+
+
+def changed(config, **groups):
+    return replace(config, **{name: replace(getattr(config, name), **fields) for name, fields in groups.items()})
+
+
+def timeless(rows):
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def weights(folder):
+    return checkpoint.load(folder.last)["model"]
+
+
+def assert_same(one, other):
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_run_folder_holds_what_was_promised(digits_config, folder):
+    rows = train(digits_config, folder)
+    assert {each.name for each in folder.root.iterdir()} >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "checkpoints",
+        "model.safetensors",
+    }
+    assert any(each.name.startswith("events.out.tfevents") for each in folder.root.iterdir())
+    assert folder.best.exists()
+    assert recipe.load(folder.config) == digits_config
+    facts = json.loads(folder.environment.read_text())
+    assert torch.__version__.startswith(facts["packages"]["torch"])
+    assert facts["parameters"]["training"] > facts["parameters"]["shipped"] == 269_434
+    with open(folder.metrics, newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["val/top1/main"]) for row in written] == [row["val/top1/main"] for row in rows]
+    assert {key.split("/")[-1] for key in written[0] if key.startswith("val/")} == {"main", "b1", "b2", "ensemble"}
+
+
+def test_training_learns(digits_config, folder):
+    config = changed(digits_config, data={"limit": 0}, optim={"epochs": 6, "lr": 0.02})
+    rows = train(config, folder)
+    assert rows[-1]["val/top1/main"] < 40
+    assert rows[-1]["val/top1/ensemble"] < 40
+
+
+def test_the_shipped_file_is_the_backbone_and_loads_into_timm(digits_config, folder):
+    train(digits_config, folder)
+    shipped = timm.create_model(
+        "cifar_resnet20", num_classes=10, in_chans=1, checkpoint_path=str(folder.weights)
+    ).eval()
+    net = build_network(digits_config, 10, 1).eval()
+    net.load_state_dict(weights(folder))
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(shipped(images), net(images).main)
+        assert torch.equal(shipped(images), net.backbone(images))
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_evaluation_gives_the_errors_of_the_run(digits_config, folder, which):
+    rows = train(digits_config, folder)
+    found = evaluate_run(folder, which)
+    row = rows[found.epoch - 1]
+    if which == "best":
+        assert row["val/top1/main"] == min(row["val/top1/main"] for row in rows)
+    for name, values in found.errors.items():
+        for what, value in values.items():
+            assert value == row[f"val/{what}/{name}"]
+
+
+VARIANTS = {
+    "dhm": {},
+    "sampled branches, EMA, clipping, smoothing, AdamW": {
+        "sampling": {"kind": "bernoulli", "drops": "branch", "per": "step"},
+        "optim": {"name": "adamw", "lr": 0.003, "ema": 0.9, "clip": 1.0, "warmup": 0.2},
+        "objective": {"label_smoothing": 0.1, "direction": "top_down"},
+    },
+    "dropout of branches per epoch, bf16, AMSGrad": {
+        "sampling": {"kind": "categorical", "sets": {"b1": 0.5, "none": 0.5}, "drops": "branch"},
+        "optim": {"name": "adam", "lr": 0.003, "amsgrad": True, "schedule": "one_cycle", "warmup": 0.3},
+        "runtime": {"precision": "bf16-mixed"},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("done", [1, 3, 5])
+def test_resume_is_bit_identical(digits_config, folder, tmp_path, variant, done):
+    """Three steps an epoch: stopped in the middle of one, at its last step, and in the next."""
+    config = changed(digits_config, **VARIANTS[variant])
+    whole = RunFolder(tmp_path / "whole")
+    expected = train(config, whole)
+    with pytest.raises(Interrupted, match="add --resume"):
+        train(config, folder, reporter=StopAt(done))
+    assert not folder.weights.exists()
+    rows = train(config, folder, resume=True)
+    assert timeless(rows) == timeless(expected)
+    assert_same(weights(folder), weights(whole))
+    ema = [checkpoint.load(each.last)["ema"] for each in (folder, whole)]
+    if ema[0] is not None:
+        assert_same(*ema)
+    assert folder.metrics.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_say_how_to_go_on(digits_config, folder, number):
+    with pytest.raises(Interrupted) as stop:
+        train(digits_config, folder, reporter=StopAt(2, number))
+    assert stop.value.signal == number
+    assert checkpoint.load(folder.last)["step"] == 2
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+def test_resuming_a_finished_run_changes_nothing(digits_config, folder):
+    rows = train(digits_config, folder)
+    before = weights(folder)
+    assert train(digits_config, folder, resume=True) == rows
+    assert_same(weights(folder), before)
+
+
+def test_resume_under_another_config_names_the_keys(digits_config, folder):
+    train(changed(digits_config, optim={"epochs": 1}), folder)
+    with pytest.raises(sb.UserError, match=r"optim\.lr: 0\.05 -> 0\.1; optim\.epochs: 1 -> 2"):
+        train(changed(digits_config, optim={"lr": 0.1}), folder, resume=True)
+
+
+def test_the_machine_may_change_between_runs(digits_config, folder):
+    train(changed(digits_config, optim={"epochs": 2}), folder)
+    train(changed(digits_config, runtime={"log_every": 7}), folder, resume=True)
+
+
+def test_baseline_trains_main_alone(digits_config, folder):
+    rows = train(replace(digits_config, method="baseline"), folder)
+    assert {key for key in rows[0] if key.startswith("val/top1")} == {"val/top1/main"}
+    assert not any(name.startswith("branches") for name in weights(folder))
+
+
+def test_methods_start_from_the_same_backbone(digits_config):
+    states = [
+        build_network(replace(digits_config, method=method), 10, 1).backbone.state_dict() for method in ("baseline", "dhm")
+    ]
+    assert_same(*states)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_term(digits_config, folder, monkeypatch):
+    one = changed(digits_config, optim={"epochs": 1})
+    train(one, folder)
+    kept = weights(folder)
+    forward = sb.BranchedModel.forward
+
+    def poisoned(self, images, live=None):
+        out = forward(self, images, live)
+        if self.training:
+            poisoned.calls += 1
+            if poisoned.calls == 2:
+                out.logits = (out.logits[0], out.logits[1] * float("nan"), out.logits[2])
+        return out
+
+    poisoned.calls = 0
+    monkeypatch.setattr(sb.BranchedModel, "forward", poisoned)
+    fresh = RunFolder(folder.root.parent / "other")
+    with pytest.raises(sb.UserError, match="epoch 1, step 2, first in: supervision of b1, mimicry of main by b1"):
+        train(changed(digits_config, runtime={"log_every": 100}), fresh)
+    assert not fresh.last.exists()
+    assert_same(weights(folder), kept)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(digits_config, folder, monkeypatch):
+    with pytest.raises(Interrupted):
+        train(digits_config, folder, reporter=StopAt(3))
+    kept = folder.last.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(sb.UserError, match="No space left on device.*what was there before is unharmed"):
+        train(digits_config, folder, resume=True)
+    assert folder.last.read_bytes() == kept
+    assert [each.name for each in folder.last.parent.iterdir() if each.name.endswith(".tmp")] == []
+
+
+def test_compiled_training_runs(digits_config, folder):
+    torch._dynamo.reset()
+    config = changed(digits_config, runtime={"compile": True}, optim={"epochs": 1})
+    compiled = train(config, folder)
+    plain = train(changed(digits_config, optim={"epochs": 1}), RunFolder(folder.root.parent / "plain"))
+    assert compiled[0]["train/loss"] == pytest.approx(plain[0]["train/loss"], rel=1e-2)
+    assert not any("_orig_mod" in name for name in weights(folder))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"model": {"name": "cifar_resnet33"}}, "no model 'cifar_resnet33'; did you mean 'cifar_resnet32'"),
+        ({"model": {"options": {"colour": 3}}}, "timm cannot create 'resnet18'.*colour"),
+        ({"model": {"name": "resnet18"}}, "no side branches were published for ResNet"),
+        ({"data": {"limit": 5000}}, "data.limit is 5000, but there are only 1297"),
+        ({"data": {"limit": -1}}, "data.limit is -1"),
+        ({"data": {"batch_size": 0}}, "data.batch_size is 0"),
+        ({"data": {"padding": -1}}, "data.padding is -1"),
+        ({"data": {"corrupt_rate": 2.0}}, r"corruption rate is 2.0"),
+        ({"data": {"batch_size": 200, "drop_last": True}}, "drop_last leaves nothing"),
+        ({"data": {"name": "folder", "root": "/nowhere"}}, "no folder '/nowhere'"),
+        ({"optim": {"epochs": 0}}, "optim.epochs is 0"),
+        ({"sampling": {"kind": "bernoulli", "p": 3.0}}, "Bernoulli probability is 3.0"),
+        ({"sampling": {"kind": "categorical", "sets": {"b1": 0.3}}}, "sum to 1"),
+        ({"objective": {"temperature": 0.0}}, "temperature is 0.0"),
+        ({"runtime": {"accelerator": "cuda"}}, "runtime: .*[Cc][Uu][Dd][Aa]"),
+    ],
+)
+def test_a_config_that_cannot_work(digits_config, folder, groups, message):
+    if "options" in groups.get("model", {}):
+        digits_config = changed(digits_config, model={"name": "resnet18"})
+    with pytest.raises(sb.UserError, match=message):
+        train(changed(digits_config, **groups), folder)
+    assert not folder.is_used()

@@ -1,0 +1,293 @@
+import copy
+import os
+import socket
+
+import pytest
+import timm
+import torch
+import torch.multiprocessing as mp
+from conftest import Little, little_branches
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import sidebranch as sb
+
+
+def gradients(net):
+    return {name: each.grad.clone() for name, each in net.named_parameters() if each.grad is not None}
+
+
+def step(net, images, labels, **forward):
+    net.zero_grad(set_to_none=True)
+    loss = sb.dhm()(net(images, **forward), labels)
+    loss.total.backward()
+    return gradients(net)
+
+
+def by_hand(net, images):
+    """The logits without taps: stage by stage."""
+    first = net.backbone.stage1(images)
+    second = net.backbone.stage2(first)
+    main = net.backbone.fc(net.backbone.stage3(second).mean((2, 3)))
+    return sb.Outputs(("main", "b1", "b2"), (main, net.branches["b1"](second), net.branches["b2"](first)))
+
+
+def test_the_backbone_is_the_module_that_came_in():
+    backbone = Little()
+    keys = list(backbone.state_dict())
+    net = sb.attach(backbone, little_branches())
+    assert net.backbone is backbone
+    assert list(net.backbone.state_dict()) == keys
+    assert list(net.branches) == ["b1", "b2"]
+    assert net.names == ("main", "b1", "b2")
+
+
+def test_main_is_bit_identical_to_the_backbone_and_to_a_fresh_model_with_its_weights(tmp_path):
+    net = sb.attach(timm.create_model("cifar_resnet20", num_classes=7)).eval()
+    images = torch.randn(3, 3, 32, 32)
+    fresh = timm.create_model("cifar_resnet20", num_classes=7).eval()
+    fresh.load_state_dict(net.backbone.state_dict())
+    with torch.no_grad():
+        main = net(images).main
+        assert torch.equal(main, net.backbone(images))
+        assert torch.equal(main, fresh(images))
+
+
+def test_outputs_are_the_same_type_in_training_and_evaluation(little_net, images):
+    for mode in (True, False):
+        out = little_net.train(mode)(images)
+        assert out.names == ("main", "b1", "b2")
+        assert out.main is out.logits[0]
+        assert out["b2"] is out.logits[2]
+        assert all(each.shape == (6, 10) for each in out.logits)
+
+
+def test_logits_and_gradients_equal_those_without_taps(little_net, images, labels):
+    little_net.eval()
+    tapped = step(little_net, images, labels)
+    little_net.zero_grad(set_to_none=True)
+    sb.dhm()(by_hand(little_net, images), labels).total.backward()
+    for name, grad in gradients(little_net).items():
+        torch.testing.assert_close(tapped[name], grad, rtol=1e-6, atol=1e-7)
+    assert len(tapped) == len(list(little_net.parameters()))
+
+
+def test_a_branch_left_out_is_not_computed(little_net, images, labels):
+    calls = []
+    little_net.branches["b1"].register_forward_hook(lambda *_: calls.append("b1"))
+    out = little_net(images, live=("main", "b2"))
+    assert out.names == ("main", "b2")
+    assert out.network == ("main", "b1", "b2")
+    assert calls == []
+    grads = step(little_net, images, labels, live=("main", "b2"))
+    assert not any(name.startswith("branches.b1") for name in grads)
+    assert little_net(images, live=()).names == ("main",)
+
+
+def test_nothing_is_held_after_the_pass(little_net, images):
+    little_net(images)
+    assert all(tap.feature is None and not tap.is_open for tap in little_net._taps.values())
+    little_net.backbone(images)
+    assert all(tap.feature is None for tap in little_net._taps.values())
+    with pytest.raises(RuntimeError):
+        little_net(torch.randn(6, 2, 8, 8))
+    assert all(tap.feature is None and not tap.is_open for tap in little_net._taps.values())
+
+
+def test_two_branches_may_fork_at_one_place(images):
+    near, far = little_branches()
+    twin = sb.SideBranch("b2", near.at, copy.deepcopy(near.body))
+    out = sb.attach(Little(), [near, twin])(images)
+    assert torch.equal(out["b1"], out["b2"])
+
+
+def test_deepcopy_taps_its_own_backbone(little_net, images, labels):
+    twin = copy.deepcopy(little_net)
+    with torch.no_grad():
+        for each in twin.backbone.parameters():
+            each.zero_()
+    twin.eval(), little_net.eval()
+    assert not torch.equal(twin(images)["b1"], little_net(images)["b1"])
+    fresh = copy.deepcopy(little_net)
+    for name, grad in step(fresh, images, labels).items():
+        torch.testing.assert_close(grad, step(little_net, images, labels)[name])
+
+
+def test_state_dict_survives_a_file(little_net, images, tmp_path):
+    torch.save(little_net.state_dict(), tmp_path / "net.pth")
+    twin = sb.attach(Little(), little_branches())
+    twin.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    for mine, its in zip(little_net.eval()(images).logits, twin.eval()(images).logits, strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_timm_s_ema_averages_and_runs(little_net, images, labels):
+    ema = ModelEmaV3(little_net, decay=0.5)
+    before = little_net.branches["b1"][0].weight.detach().clone()
+    step(little_net, images, labels)
+    torch.optim.SGD(little_net.parameters(), 0.1).step()
+    ema.update(little_net)
+    after = little_net.branches["b1"][0].weight.detach()
+    torch.testing.assert_close(ema.module.branches["b1"][0].weight, (before + after) / 2)
+    assert ema.module(images).names == little_net.names
+
+
+@pytest.mark.parametrize("live", [None, ("main", "b1")])
+def test_compiled_branches_are_reached_by_the_features(little_net, images, labels, live):
+    little_net.eval()
+    expected = step(little_net, images, labels, live=live)
+    torch._dynamo.reset()
+    compiled = torch.compile(little_net, fullgraph=True, backend="aot_eager")
+    compiled.zero_grad(set_to_none=True)
+    for _ in range(2):
+        out = compiled(images, live=live)
+    sb.dhm()(out, labels).total.backward()
+    found = gradients(little_net)
+    assert set(found) == set(expected)
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
+    stem = found["backbone.stage1.0.weight"].clone()
+    little_net.zero_grad(set_to_none=True)
+    compiled(images, live=live).main.sum().backward()
+    assert not torch.allclose(little_net.backbone.stage1[0].weight.grad, stem)
+
+
+def test_checkpointing_a_stage_keeps_the_gradients(images, labels):
+    class Checkpointed(Little):
+        def forward(self, images):
+            first = self.stage1(images)
+            second = checkpoint(self.stage2, first, use_reentrant=False)
+            return self.fc(checkpoint(self.stage3, second, use_reentrant=False).mean((2, 3)))
+
+    plain = sb.attach(Little(), little_branches()).eval()
+    saving = sb.attach(Checkpointed(), little_branches()).eval()
+    saving.load_state_dict(plain.state_dict())
+    expected = step(plain, images, labels)
+    for name, grad in step(saving, images, labels).items():
+        torch.testing.assert_close(grad, expected[name])
+
+
+def test_release_gives_the_backbone_back_as_it_came(little_net, images):
+    kept = []
+    handle = little_net.backbone.stage2.register_forward_hook(lambda *_: kept.append(1))
+    backbone = little_net.release()
+    assert all(not each._forward_hooks for name, each in backbone.named_modules() if name != "stage2")
+    assert len(backbone.stage2._forward_hooks) == 1
+    handle.remove()
+    torch.save(backbone, os.devnull)
+
+
+def test_an_in_place_change_after_the_fork_is_refused(images):
+    class InPlace(Little):
+        def forward(self, images):
+            second = self.stage2(self.stage1(images))
+            return self.fc(self.stage3(torch.relu_(second.sub_(0.5))).mean((2, 3)))
+
+    net = sb.attach(InPlace(), little_branches())
+    with pytest.raises(sb.UserError, match="in-place operation after 'stage2'"):
+        net(images)
+
+
+def test_a_module_that_runs_twice_is_no_fork(images):
+    class Twice(Little):
+        def forward(self, images):
+            self.stage1(images)
+            return super().forward(images)
+
+    with pytest.raises(sb.UserError, match="runs 'stage1' more than once"):
+        sb.attach(Twice(), little_branches())(images)
+
+
+def test_a_module_that_does_not_run_is_no_fork(images):
+    backbone = Little()
+    backbone.spare = nn.Identity()
+    net = sb.attach(backbone, [sb.SideBranch("b1", "spare", nn.Identity())])
+    with pytest.raises(sb.UserError, match="does not run 'spare'"):
+        net(images)
+
+
+class Paired(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def test_outputs_that_are_no_tensors_are_refused(images):
+    backbone = Little()
+    backbone.stage2.append(Paired())
+    with pytest.raises(sb.UserError, match="'stage2' gives a tuple"):
+        sb.attach(backbone, little_branches()[:1])(images)
+    with pytest.raises(sb.UserError, match="backbone gives a tuple"):
+        sb.attach(Paired(), [])(images)
+
+
+@pytest.mark.parametrize(
+    ("branches", "message"),
+    [
+        ([sb.SideBranch("b1", "stge2", nn.Identity())], "did you mean 'stage2'"),
+        ([sb.SideBranch("main", "stage2", nn.Identity())], "cannot be called 'main'"),
+        ([sb.SideBranch("b1", "stage2", nn.Identity())] * 2, "cannot be called 'b1'"),
+        ([sb.SideBranch("b.1", "stage2", nn.Identity())], "cannot be called 'b.1'"),
+        ("papers", "give 'paper' or a list"),
+        ("paper", "no side branches were published for Little"),
+    ],
+)
+def test_branches_that_cannot_be_attached(branches, message):
+    with pytest.raises(sb.UserError, match=message):
+        sb.attach(Little(), branches)
+
+
+def test_names_that_are_not_there(little_net, images):
+    with pytest.raises(sb.UserError, match="did you mean 'b2' or 'b1'"):
+        little_net(images, live=("b3",))
+    with pytest.raises(sb.UserError, match="no classifier 'b9'"):
+        little_net(images)["b9"]
+
+
+SAMPLER = sb.Bernoulli(0.5, "branch", "step")
+STEPS = 6
+
+
+def _train_one(rank, world_size, port, queue):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    net = sb.attach(Little(), little_branches()).eval()  # frozen batch norm: shares of a batch then add up
+    wrapped = DistributedDataParallel(net, find_unused_parameters=True)
+    queue.put((rank, _train(wrapped, rank, world_size)))
+    torch.distributed.destroy_process_group()
+
+
+def _train(net, rank, world_size):
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))[rank::world_size]
+    labels = torch.arange(8)[rank::world_size]
+    for moment in range(STEPS):
+        draw = SAMPLER(("main", "b1", "b2"), seed=0, epoch=0, step=moment)
+        optimizer.zero_grad(set_to_none=True)
+        sb.dhm()(net(images, live=draw.live), labels, mimics=draw.mimics).total.backward()
+        optimizer.step()
+    return torch.cat([each.detach().flatten() for each in net.parameters()]).tolist()
+
+
+def test_two_gloo_processes_with_sampling_train_what_one_does():
+    drawn = {SAMPLER(("main", "b1", "b2"), seed=0, epoch=0, step=moment).live for moment in range(STEPS)}
+    assert len(drawn) > 2
+    torch.manual_seed(0)
+    alone = _train(sb.attach(Little(), little_branches()).eval(), 0, 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    processes = [context.Process(target=_train_one, args=(rank, 2, port, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    results = dict(queue.get() for _ in processes)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert results[0] == results[1]
+    torch.testing.assert_close(torch.tensor(results[0]), torch.tensor(alone), rtol=1e-5, atol=1e-6)
