@@ -79,9 +79,9 @@ def test_value_equals_the_naive_loop(method, targets):
     expected = naive_loss(logits, targets, supervision, mimicry, temperature)
     assert objective(outputs_of(logits), targets).total.item() == pytest.approx(expected, rel=1e-9)
     single = [each.detach().float() for each in logits]
-    assert objective(outputs_of(single), targets.float() if targets.ndim == 2 else targets).total.item() == pytest.approx(
-        expected, rel=1e-6
-    )
+    assert objective(
+        outputs_of(single), targets.float() if targets.ndim == 2 else targets
+    ).total.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,4 +1,4 @@
-"""beartype for the tests: takes an int for a float as type checkers do, and leaves choices of words to our own errors."""
+"""beartype for the tests: takes an int for a float as type checkers do; our own errors judge choices of words."""
 
 from typing import Literal
 

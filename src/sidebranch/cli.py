@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
@@ -96,7 +97,8 @@ def _run(arguments: list[str]) -> int:
         if verb not in verbs and not verb.startswith("-"):
             raise UserError(f"no command '{verb}'; {nearest(verb, verbs)}") from error
         valid = [*recipe.keys(as_dict(Config())), "resume", "output", "config"] if verb == "train" else []
-        where = f"{recipe_name}: " if recipe_name and "does not accept" in str(error) else ""
+        in_file = re.search("does not accept|parsing config", str(error))
+        where = f"{recipe_name}: " if recipe_name and in_file else ""
         raise UserError(where + recipe.explain(error, valid)) from error
     verb = parsed.subcommand
     options = parsed[verb]
@@ -202,15 +204,16 @@ def _demo(options: Namespace) -> int:
     config = recipe.load(recipe.find("digits/demo"))
     console = Console(highlight=False)
     console.print(
-        "1,297 digits to learn from, half of their labels replaced at random; 500 to be judged by.\n"
-        f"Training {options.seeds} networks without side branches (baseline), {options.seeds} with them (DHM).\n"
+        "1,297 digits to learn from, half of their labels replaced at random;\n500 to be judged by. "
+        f"Training without side branches (baseline) and\nwith them (DHM), {options.seeds} seeds each.\n"
     )
     folders = run_grid(config, ("baseline", "dhm"), range(options.seeds), root, ConsoleReporter(table=False))
     records = [read_record(folder) for folder in folders]
     console.print(_demo_table(records))
     page = root / "report.html"
     write_report(records, page, "Half of the labels are wrong: baseline against DHM")
-    console.print(f"\n{verdict(records)}\nThe curves: {page}", soft_wrap=True)
+    console.print(f"\n{verdict(records)}")
+    console.print(f"The curves: {page}", soft_wrap=True)
     return 0
 
 

@@ -13,7 +13,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def split():
     images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
-    return data.ArraySplit(images, torch.arange(20), tuple("abcdefghijklmnopqrst"), data.Normalisation((0.5,) * 3, (0.2,) * 3))
+    return data.ArraySplit(
+        images, torch.arange(20), tuple("abcdefghijklmnopqrst"), data.Normalisation((0.5,) * 3, (0.2,) * 3)
+    )
 
 
 @pytest.fixture

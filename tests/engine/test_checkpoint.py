@@ -41,7 +41,9 @@ class Bomb:
         return (exec, ("import pathlib; pathlib.Path('/tmp/sidebranch-bomb').touch()",))
 
 
-@pytest.mark.parametrize("write", [lambda path: torch.save(Bomb(), path), lambda path: path.write_bytes(pickle.dumps(Bomb()))])
+@pytest.mark.parametrize(
+    "write", [lambda path: torch.save(Bomb(), path), lambda path: path.write_bytes(pickle.dumps(Bomb()))]
+)
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, write):
     path = tmp_path / "evil.ckpt"
     write(path)

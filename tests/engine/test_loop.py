@@ -172,7 +172,8 @@ def test_baseline_trains_main_alone(digits_config, folder):
 
 def test_methods_start_from_the_same_backbone(digits_config):
     states = [
-        build_network(replace(digits_config, method=method), 10, 1).backbone.state_dict() for method in ("baseline", "dhm")
+        build_network(replace(digits_config, method=method), 10, 1).backbone.state_dict()
+        for method in ("baseline", "dhm")
     ]
     assert_same(*states)
 

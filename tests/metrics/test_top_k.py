@@ -10,7 +10,10 @@ def test_equals_counting_by_hand():
     hits = top_k_hits(scores, labels, (1, 5))
     for row, k in enumerate((1, 5)):
         for c in range(3):
-            ranks = [sorted(range(20), key=lambda j: -one[j]).index(label) for one, label in zip(scores[c].tolist(), labels)]
+            ranks = [
+                sorted(range(20), key=lambda j: -one[j]).index(label)
+                for one, label in zip(scores[c].tolist(), labels, strict=True)
+            ]
             assert hits[row, c] == sum(rank < k for rank in ranks)
 
 

@@ -95,6 +95,8 @@ def test_a_shipped_file_loads_into_timm(tmp_path):
 
     model = timm.create_model("cifar_resnet20", num_classes=4).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    again = timm.create_model("cifar_resnet20", num_classes=4, checkpoint_path=str(tmp_path / "model.safetensors")).eval()
+    again = timm.create_model(
+        "cifar_resnet20", num_classes=4, checkpoint_path=str(tmp_path / "model.safetensors")
+    ).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(x), again(x))

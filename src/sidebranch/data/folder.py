@@ -85,7 +85,9 @@ def folder(root: str | Path) -> tuple[FolderSplit, FolderSplit]:
 def _scan(root: Path, name: str) -> FolderSplit:
     if not (root / name).is_dir():
         found = ", ".join(sorted(each.name for each in root.iterdir() if each.is_dir())[:5]) or "no folder at all"
-        raise UserError(f"'{root}' has no folder '{name}' (found: {found}); it needs train/CLASS/*.jpg and val/CLASS/*.jpg")
+        raise UserError(
+            f"'{root}' has no folder '{name}' (found: {found}); it needs train/CLASS/*.jpg and val/CLASS/*.jpg"
+        )
     try:
         scanned = ImageFolder(str(root / name))
     except FileNotFoundError as error:

@@ -1,0 +1,44 @@
+# Everything sets itself up: `make demo` and `make test` work on a fresh machine with Python 3.10+ and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv takes a torch and a torchvision that fit each other; plain pip may not. It lives in a folder of its own.
+UV := .uv/bin/uv
+
+.PHONY: env demo test lint check lock bench clean
+
+env: $(VENV)/.ready
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.ready: $(UV) requirements.lock pyproject.toml
+	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
+	touch $@
+
+demo: env
+	$(BIN)/sidebranch demo
+
+# ruff, basedpyright, pytest.
+test: lint
+	$(BIN)/pytest -q
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+bench: env
+	$(BIN)/python benchmarks/step.py
+
+# After a change of dependencies in pyproject.toml.
+lock: $(UV)
+	$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--extra dev pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) .uv .pytest_cache .ruff_cache .hypothesis

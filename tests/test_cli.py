@@ -1,0 +1,171 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sidebranch.cli import main
+from sidebranch.engine import recipe
+
+QUICK = ["--optim.epochs", "2", "--data.limit", "160", "--data.batch_size", "64", "--runtime.accelerator", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *arguments):
+    status = main(list(arguments))
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_train_eval_and_report_agree(capsys):
+    status, out, _ = run(capsys, "train", "digits/demo", "--method", "dhm", *QUICK)
+    assert status == 0
+    folder = "runs/digits-demo-dhm-seed0"
+    assert Path(folder, "model.safetensors").exists()
+    assert "<svg" in Path(folder, "report.html").read_text()
+    assert max(map(len, out.splitlines())) <= 80
+    last = out.splitlines()[-2].split()
+    status, out, _ = run(capsys, "eval", folder)
+    assert status == 0
+    errors = [float(found) for found in re.findall(r"(?:main|b1|b2|ensemble) +│ +([\d.]+)", out)]
+    assert [f"{error:.2f}" for error in errors] == last[4:8]
+    run(capsys, "train", "digits/demo", "--method", "baseline", *QUICK)
+    status, out, _ = run(capsys, "report", "runs/digits-demo-baseline-seed0", folder, "--output", "page.html")
+    assert status == 0
+    assert "against the baseline" in Path("page.html").read_text()
+
+
+def test_a_config_repeats_its_run_and_never_overwrites_it(capsys):
+    run(capsys, "train", "digits/demo", *QUICK)
+    for again in ("runs/digits-demo-dhm-seed0/config.yaml", "runs/digits-demo-dhm-seed0"):
+        assert run(capsys, "train", again)[0] == 0
+    metrics = [Path(f"runs/digits-demo-dhm-seed0{suffix}/metrics.csv") for suffix in ("", "-2", "-3")]
+    rows = [[line.split(",")[5:] for line in each.read_text().splitlines()] for each in metrics]
+    assert rows[0] == rows[1] == rows[2]
+    status, _, err = run(capsys, "train", "digits/demo", "--output", "runs/digits-demo-dhm-seed0")
+    assert status == 2
+    assert "holds a run already; add --resume" in err
+
+
+def test_resume_finds_the_run_by_recipe_or_by_folder(capsys):
+    run(capsys, "train", "digits/demo", *QUICK)
+    for name in ("digits/demo", "runs/digits-demo-dhm-seed0"):
+        extra = QUICK if name == "digits/demo" else []
+        status, out, _ = run(capsys, "train", name, *extra, "--resume")
+        assert status == 0
+        assert "run folder: runs/digits-demo-dhm-seed0\n" in out
+    status, _, err = run(capsys, "train", "digits/demo", *QUICK, "--optim.lr", "0.5", "--resume")
+    assert status == 2
+    assert "under another config: optim.lr" in err
+    status, _, err = run(capsys, "train", "digits/demo", "--seed", "7", "--resume")
+    assert status == 2
+    assert "no checkpoint 'runs/digits-demo-dhm-seed7/checkpoints/last.ckpt'" in err
+
+
+def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
+    command = [sys.executable, "-m", "sidebranch", "train", "digits/demo", "--optim.epochs", "200", "--output", "run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        for line in process.stdout:
+            if line.strip().startswith("2/200"):
+                process.send_signal(signal.SIGINT)
+                break
+        message = process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGINT
+    assert re.fullmatch(
+        r"sidebranch: stopped at epoch \d+, step \d+; everything is saved: add --resume to go on\n", message
+    )
+    assert Path("run/checkpoints/last.ckpt").exists()
+
+
+def test_demo_prints_the_table_and_writes_the_page(capsys, monkeypatch):
+    short = (
+        recipe.shipped()["digits/demo"]
+        .read_text()
+        .replace("epochs: 40", "epochs: 1")
+        .replace("epochs: 60", "epochs: 1")
+    )
+    Path("short.yaml").write_text(short)
+    monkeypatch.setattr(recipe, "find", lambda _: Path("short.yaml"))
+    for _ in range(2):
+        status, out, _ = run(capsys, "demo", "--seeds", "2", "--output", "out")
+        assert status == 0
+        assert re.search(r"main \(what ships\) +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ± [\d.]+ │", out)
+        assert re.search(r"parameters shipped +│ +269,434 │ +269,434 │", out)
+        assert max(map(len, out.splitlines())) <= 80
+    assert "<svg" in Path("out/report.html").read_text()
+
+
+def test_recipes_lists_them_and_each_is_sound(capsys):
+    status, out, _ = run(capsys, "recipes")
+    assert status == 0
+    for name, path in recipe.shipped().items():
+        assert name in out
+        assert recipe.load(path).about
+
+
+def test_print_config_is_the_recipe_with_the_flags(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "cifar100/resnet32-short", "--optim.lr", "0.07", "--print-config"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "lr: 0.07" in out
+    assert "limit: 10000" in out
+
+
+@pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["eval"], ["recipes"], ["report"]])
+def test_help(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        main([*verb, "--help"])
+    assert stop.value.code == 0
+    assert "usage: sidebranch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "no command 'trian'; did you mean 'train'?"),
+        (["train"], "train needs a recipe first"),
+        (["train", "--seed", "1"], "train needs a recipe first"),
+        (["train", "cifar100/resnt32"], "no recipe 'cifar100/resnt32', .* did you mean 'cifar100/resnet32'"),
+        (["train", "digits/demo", "--optim.lrr", "1"], "unknown argument '--optim.lrr'; did you mean 'optim.lr'"),
+        (["train", "digits/demo", "--optim.lr", "fast"], "optim.lr is fast; it must be float"),
+        (
+            ["train", "digits/demo", "--method", "dsn"],
+            "method is dsn; it must be one of 'baseline', 'dsl', 'dks', 'dhm'",
+        ),
+        (["train", "digits/demo", "--data.name", "mnist"], "data.name is mnist; it must be one of 'digits'"),
+        (["train", "digits/demo", "--model.name", "resnet_32"], "no model 'resnet_32'; did you mean"),
+        (["train", "typo.yaml"], "typo.yaml: unknown key 'optim.lrr'; did you mean 'optim.lr'"),
+        (["train", "top.yaml"], "top.yaml: unknown key 'metod'; did you mean 'method'"),
+        (["train", "broken.yaml"], "broken.yaml"),
+        (["train", "cifar100/resnet32", "--data.root", "nowhere"], "no cifar-100-python in 'nowhere'"),
+        (["eval"], "the following arguments are required"),
+        (["eval", "nowhere"], "'nowhere' is no run folder"),
+        (["eval", "nowhere", "--checkpoint", "first"], "last.*best"),
+        (["report", "nowhere"], "'nowhere' is no run folder"),
+        (["demo", "--seeds", "0"], "--seeds is 0; train at least one"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, message):
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+    Path("typo.yaml").write_text("optim:\n  lrr: 0.1\n")
+    Path("top.yaml").write_text("metod: dhm\n")
+    Path("broken.yaml").write_text("optim: [\n")
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert err.startswith("sidebranch: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err)
+    assert not Path("runs").exists()
