@@ -1,6 +1,6 @@
 """The small search behind the demo's settings: peak learning rate, epochs and weight decay, baseline against DHM.
 
-    python benchmarks/digits_search.py results/digits-search.csv
+    python benchmarks/digits_search.py results/digits-search/runs.csv
 
 Writes a row a run. Finished rows are kept, so it can be stopped and started.
 """

@@ -130,11 +130,8 @@ def main() -> None:
         ratios = [ours / plain for ours, plain in zip(times["ours"], times["plain"], strict=True)]
         row["ratio"] = round(statistics.median(ratios), 3)
         rows.append(row)
-        print(
-            f"{options.model} {method:9} plain {row['plain_ms']} ms ({row['plain_quartiles_ms']}), ours {row['ours_ms']} ms "
-            f"({row['ours_quartiles_ms']}): {row['ratio']} of the time",
-            flush=True,
-        )
+        each = ", ".join(f"{kind} {row[f'{kind}_ms']} ms ({row[f'{kind}_quartiles_ms']})" for kind in times)
+        print(f"{options.model} {method}: {each}: {row['ratio']} of the time", flush=True)
     path = options.output or Path("results/bench") / f"step-{device.type}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"environment": environment(device), "rows": rows}, indent=2) + "\n", encoding="utf-8")
