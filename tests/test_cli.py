@@ -39,7 +39,7 @@ def test_train_eval_and_report_agree(capsys):
     run(capsys, "train", "digits/demo", "--method", "baseline", *QUICK)
     status, out, _ = run(capsys, "report", "runs/digits-demo-baseline-seed0", folder, "--output", "page.html")
     assert status == 0
-    assert "against the baseline" in Path("page.html").read_text()
+    assert ", baseline " in Path("page.html").read_text()
 
 
 def test_a_config_repeats_its_run_and_never_overwrites_it(capsys):

@@ -20,7 +20,7 @@ from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, r
 from sidebranch.engine.config import as_dict
 from sidebranch.engine.evaluate_run import evaluate_run
 from sidebranch.errors import UserError, nearest
-from sidebranch.inspect import Record, read_record, summarise, verdict, write_report
+from sidebranch.inspect import Record, label, read_record, summarise, verdict, write_report
 from sidebranch.study import run_grid
 
 TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
@@ -121,7 +121,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     }
     demo = verbs["demo"]
     demo.add_argument("--output", type=str, default="demo", help="Folder for the runs and the report.")
-    demo.add_argument("--seeds", type=int, default=3, help="Runs of each method.")
+    demo.add_argument("--seeds", type=int, default=5, help="Runs of each method.")
     run = verbs["train"]
     run.add_argument("--output", type=str, default="", help="Run folder; default: runs/RECIPE-METHOD-seedSEED.")
     run.add_argument("--resume", action="store_true", help="Go on where the run in that folder stopped.")
@@ -211,7 +211,7 @@ def _demo(options: Namespace) -> int:
     records = [read_record(folder) for folder in folders]
     console.print(_demo_table(records))
     page = root / "report.html"
-    write_report(records, page, "Half of the labels are wrong: baseline against DHM")
+    write_report(records, page, "Half of the training labels replaced: baseline against DHM")
     console.print(f"\n{verdict(records)}")
     console.print(f"The curves: {page}", soft_wrap=True)
     return 0
@@ -222,7 +222,7 @@ def _demo_table(records: Sequence[Record]) -> Table:
     table = Table(title="Top-1 error on 500 validation digits, %", title_justify="left")
     table.add_column("")
     for method in summary:
-        table.add_column(method.upper() if method != "baseline" else method, justify="right")
+        table.add_column(label(method), justify="right")
     for column in summary["dhm"]:
         cells = [str(errors.get(column, "")) for errors in summary.values()]
         table.add_row("main (what ships)" if column == "main" else column, *cells)

@@ -49,8 +49,8 @@ def test_summary_is_mean_and_sample_deviation_over_seeds(records):
 
 def test_the_verdict_says_which_way_it_went(records):
     gain = summarise(records)["baseline"]["main"].mean - summarise(records)["dhm"]["main"].mean
-    assert f"{abs(gain):.2f} points {'lower' if gain > 0 else 'higher'}" in verdict(records)
-    assert "dhm: the shipped backbone" in verdict(records[2:])
+    assert f"{abs(gain):.2f} points {'lower' if gain > 0 else 'higher'}, lower with " in verdict(records)
+    assert "DHM: the shipped backbone" in verdict(records[2:])
 
 
 def test_the_page_needs_nothing_beside_it_and_shows_every_run(records, tmp_path):

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sidebranch.inspect.record import Record, by_method
+from sidebranch.inspect.record import Record, by_method, label
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = {"baseline": "#555555", "dsl": "#E69F00", "dks": "#0072B2", "dhm": "#009E73"}
@@ -36,9 +36,10 @@ def training_curves(records: Sequence[Record]) -> str:
                 colour = COLOURS[method]
                 for kind, dashes in (("train", "-"), ("val", "--")):
                     errors = [row.get(f"{kind}/top1/main", float("nan")) for row in record.rows]
-                    label = f"{method}, {'training' if kind == 'train' else 'validation'}" if not position else None
+                    what = "training" if kind == "train" else "validation"
+                    name = None if position else f"{label(method)}, {what}"
                     alpha = 0.9 if len(group) == 1 else 0.6
-                    axes.plot(epochs, errors, dashes, color=colour, alpha=alpha, linewidth=1.4, label=label)
+                    axes.plot(epochs, errors, dashes, color=colour, alpha=alpha, linewidth=1.4, label=name)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.22))
         return _svg(figure)
@@ -60,7 +61,7 @@ def final_errors(records: Sequence[Record]) -> str:
                     middle = sum(errors) / len(errors)
                     axes.hlines(middle, where - width / 3, where + width / 3, color=COLOURS[method], linewidth=3)
                     axes.plot([where] * len(errors), errors, "o", color=COLOURS[method], alpha=0.6, markersize=5)
-            axes.plot([], [], "o", color=COLOURS[method], label=method)
+            axes.plot([], [], "o", color=COLOURS[method], label=label(method))
         axes.set_xticks(range(len(columns)), columns)
         axes.grid(axis="x", visible=False)
         axes.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))

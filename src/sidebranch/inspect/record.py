@@ -66,6 +66,11 @@ def read_record(folder: RunFolder) -> Record:
     return Record(folder, recipe.load(folder.config), rows, environment)
 
 
+def label(method: str) -> str:
+    """A method's name as it is written in prose."""
+    return method if method == "baseline" else method.upper()
+
+
 def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records under their methods, in the order in which these first come."""
     groups: dict[str, list[Record]] = {}

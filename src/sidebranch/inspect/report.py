@@ -10,7 +10,7 @@ from sidebranch.engine.config import as_dict, differences
 from sidebranch.engine.files import write_text
 from sidebranch.errors import UserError
 from sidebranch.inspect.curves import final_errors, training_curves
-from sidebranch.inspect.record import Record, by_method, spread, summarise
+from sidebranch.inspect.record import Record, by_method, label, spread, summarise
 
 METHODS = {
     "baseline": "no side branches",
@@ -76,13 +76,18 @@ def verdict(records: Sequence[Record]) -> str:
     summary = summarise(records)
     if "baseline" not in summary or len(summary) < 2:
         method, errors = next(iter(summary.items()))
-        return f"{method}: the shipped backbone's top-1 error is {errors['main']} % ({_seeds(errors['main'].count)})."
+        return f"{label(method)}: the shipped backbone's top-1 error is {errors['main']} % ({_seeds(errors['main'].count)})."
     baseline = summary.pop("baseline")["main"]
+    groups = by_method(records)
+    of_baseline = {record.config.seed: record.error("main") for record in groups["baseline"]}
     sentences = []
     for method, errors in summary.items():
         gain = baseline.mean - errors["main"].mean
         change = f"{abs(gain):.2f} points {'lower' if gain > 0 else 'higher'}" if abs(gain) >= 0.005 else "the same"
-        sentences.append(f"{method} {errors['main']} % against the baseline's {baseline} %: {change}")
+        paired = [record for record in groups[method] if record.config.seed in of_baseline]
+        lower = sum(record.error("main") < of_baseline[record.config.seed] for record in paired)
+        among = f", lower with {lower} of {len(paired)} seeds" if len(paired) > 1 else ""
+        sentences.append(f"{label(method)} {errors['main']} %, baseline {baseline} %: {change}{among}")
     return f"Top-1 error of the shipped backbone ({_seeds(baseline.count)}): {'; '.join(sentences)}."
 
 
@@ -97,12 +102,12 @@ def _error_table(records: Sequence[Record]) -> str:
     rows = [["method", *columns, "main, lowest epoch", "seeds"]]
     for method, errors in summary.items():
         cells = [str(errors[column]) if column in errors else "" for column in columns]
-        rows.append([method, *cells, str(lowest[method]), str(errors["main"].count)])
+        rows.append([label(method), *cells, str(lowest[method]), str(errors["main"].count)])
     return _table(rows)
 
 
 def _explanation(records: Sequence[Record]) -> str:
-    used = [f"<b>{method}</b>: {METHODS[method]}" for method in by_method(records)]
+    used = [f"<b>{label(method)}</b>: {METHODS[method]}" for method in by_method(records)]
     return (
         f"<p>{'; '.join(used)}. Errors are those after the last epoch, whose weights ship. The lowest epoch's is "
         "optimistic: it was chosen by looking at the validation images.</p>"
