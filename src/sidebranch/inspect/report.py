@@ -76,7 +76,8 @@ def verdict(records: Sequence[Record]) -> str:
     summary = summarise(records)
     if "baseline" not in summary or len(summary) < 2:
         method, errors = next(iter(summary.items()))
-        return f"{label(method)}: the shipped backbone's top-1 error is {errors['main']} % ({_seeds(errors['main'].count)})."
+        main = errors["main"]
+        return f"{label(method)}: the shipped backbone's top-1 error is {main} % ({_seeds(main.count)})."
     baseline = summary.pop("baseline")["main"]
     groups = by_method(records)
     of_baseline = {record.config.seed: record.error("main") for record in groups["baseline"]}

@@ -1,0 +1,40 @@
+"""What the README shows runs, and what it reports was measured."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sidebranch.cli import _parser
+from sidebranch.engine import recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_code_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("line", re.findall(r"^    \.venv/bin/sidebranch (.*)$", README, flags=re.MULTILINE))
+def test_commands_parse(line):
+    words = shlex.split(line, comments=True)
+    if words[0] == "train":
+        words = ["train", "--config", str(recipe.find(words[1])), *words[2:]]
+    parser, _ = _parser()
+    assert parser.parse_args(words).subcommand == words[0]
+
+
+def test_measured_numbers_come_from_the_results():
+    status = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=False).returncode
+    assert status == 0, "run: python benchmarks/tables.py"
+
+
+def test_files_that_are_named_are_there():
+    for name in re.findall(r"`((?:docs|results|benchmarks)/[\w./-]+|[A-Z]+\.md)`", README):
+        assert (ROOT / name).exists(), name
