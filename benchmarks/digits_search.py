@@ -16,10 +16,10 @@ from pathlib import Path
 
 from sidebranch.engine import RunFolder, recipe, train
 
-RATES = (0.003, 0.005, 0.01)
-EPOCHS = (40,)
+RATES = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05)
+EPOCHS = (40, 60)
 DECAYS = (5e-4,)
-PADDINGS = (1,)
+PADDINGS = (1, 0)
 SEEDS = tuple(range(8))
 FIELDS = ("epochs", "lr", "weight_decay", "padding", "seed", "method", "main", "b1", "b2", "ensemble", "seconds")
 

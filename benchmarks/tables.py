@@ -43,8 +43,9 @@ def step_table() -> str:
 def measured() -> str:
     short = records("cifar100-resnet32-short")
     device = json.loads((ROOT / "results/bench/step-cpu.json").read_text(encoding="utf-8"))["environment"]["device"]
-    return f"""`cifar100/resnet32-short`: ResNet-32, the first 10,000 training images of CIFAR-100, 40 epochs; errors after
-the last epoch on the 10,000 validation images; rows and configs in `results/cifar100-resnet32-short/`. {verdict(short)}
+    return f"""`cifar100/resnet32-short`: ResNet-32, the first 10,000 training images of CIFAR-100, 40 epochs; errors
+after the last epoch on the 10,000 validation images; rows and configs in `results/cifar100-resnet32-short/`.
+{verdict(short)}
 
 {errors_table(short)}
 

@@ -5,6 +5,7 @@ from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel, Outputs, SideBranch
 from sidebranch.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
 from sidebranch.sampling import Bernoulli, Categorical, Draw, Fixed
+from sidebranch.zoo import load_reference
 
 __version__ = "0.1.0"
 
@@ -25,4 +26,5 @@ __all__ = [
     "dks",
     "dsl",
     "kd",
+    "load_reference",
 ]

@@ -12,12 +12,16 @@ from sidebranch.model import BranchedModel, SideBranch
 from sidebranch.zoo import published
 
 
-def attach(backbone: nn.Module, branches: Literal["paper"] | Sequence[SideBranch] = "paper") -> BranchedModel:
+def attach(
+    backbone: nn.Module, branches: Literal["paper"] | Sequence[SideBranch] = "paper", *, depth: int = 2
+) -> BranchedModel:
     """A model that trains the backbone with side branches.
 
     Args:
         backbone: images to logits [N, K]; it stays the module it is.
         branches: "paper", those published for this network; or your own, from the one nearest the top to the furthest.
+        depth: how many of the published branches: 2 in the papers' main experiments, 3 where a third was published
+            (ResNet-18).
 
     Raises:
         UserError: nothing was published for this network, or a branch does not fit it.
@@ -32,4 +36,6 @@ def attach(backbone: nn.Module, branches: Literal["paper"] | Sequence[SideBranch
             f"no side branches were published for {type(backbone).__name__}; "
             f"give your own: branches=[sb.SideBranch('b1', at='layer3', body=...)]"
         )
-    return BranchedModel(backbone, layout)
+    if not 1 <= depth <= len(layout):
+        raise UserError(f"depth is {depth}; for this network 1 to {len(layout)} side branches were published")
+    return BranchedModel(backbone, layout[:depth])

@@ -1,4 +1,4 @@
-"""The end of a network: its stages, then what all of the papers end in, global average pooling and one linear layer."""
+"""Stages, global average pooling and one linear layer: what every branch of the papers is, and every network too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Tail(nn.Module):
-    """Named stages, global average pooling, one linear layer.
+    """Named stages, then global average pooling and one linear layer.
 
     The stages keep their names, so a branch's state dict reads like the backbone's own tail ("layer3.0.conv1.weight",
     "fc.weight").
@@ -19,19 +19,29 @@ class Tail(nn.Module):
         stages: run in order, features [N, C, H, W] to features.
         channels: of the last stage's output.
         num_classes: K.
+        norm: batch normalisation and ReLU before the pool, as pre-activation networks end.
     """
 
-    def __init__(self, stages: Mapping[str, nn.Module], channels: int, num_classes: int) -> None:
+    def __init__(self, stages: Mapping[str, nn.Module], channels: int, num_classes: int, norm: bool = False) -> None:
         super().__init__()
         self.stage_names = tuple(stages)
         for name, stage in stages.items():
             self.add_module(name, stage)
-        self.fc = nn.Linear(channels, num_classes)
+        self.bn = nn.BatchNorm2d(channels) if norm else None
+        self.fc: nn.Module = nn.Linear(channels, num_classes)
 
-    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+    def forward_features(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         for name in self.stage_names:
             features = getattr(self, name)(features)
-        return self.fc(features.mean((2, 3)))
+        return features if self.bn is None else self.bn(features).relu()
+
+    def forward_head(self, features: Float[Tensor, "n d h w"], pre_logits: bool = False) -> Tensor:
+        """The logits [N, K]; or with `pre_logits`, the pooled features [N, D]."""
+        pooled = features.mean((2, 3))
+        return pooled if pre_logits else self.fc(pooled)
+
+    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        return self.forward_head(self.forward_features(features))
 
 
 def conv_weights_by_fan_out(module: nn.Module) -> None:

@@ -36,7 +36,11 @@ def build_network(config: Config, num_classes: int, in_chans: int) -> BranchedMo
     """The backbone, with branches unless the method is the baseline; its weights are a function of the seed."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.model, num_classes, in_chans)
-    return attach(backbone, []) if config.method == "baseline" else attach(backbone, config.model.branches)
+    return (
+        attach(backbone, [])
+        if config.method == "baseline"
+        else attach(backbone, config.model.branches, depth=config.model.depth)
+    )
 
 
 def build_objective(method: str, config: ObjectiveConfig) -> Objective:

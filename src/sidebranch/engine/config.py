@@ -16,12 +16,14 @@ class ModelConfig:
     Args:
         name: any name that timm.create_model knows (`cifar_resnet32`, ...).
         branches: `paper`, the side branches published for the network.
+        depth: how many of them; 3 for ResNet-18's third.
         pretrained: start the backbone from timm's pretrained weights (downloads them where there is a network).
         options: more arguments of the network, as for timm.create_model: `{drop_rate: 0.3}`.
     """
 
     name: str = "cifar_resnet32"
     branches: Literal["paper"] = "paper"
+    depth: int = 2
     pretrained: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 

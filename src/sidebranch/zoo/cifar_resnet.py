@@ -13,25 +13,14 @@ from jaxtyping import Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from sidebranch.branches import Tail, conv_weights_by_fan_out
 from sidebranch.model import SideBranch
+from sidebranch.zoo.network import Network, config_of, side_branch
 
 WIDTHS = (16, 32, 64)
 DEPTHS = (20, 32, 44, 56, 110, 1202)
 
 # timm looks for this name in the module of a registered model.
-default_cfgs = generate_default_cfgs(
-    {
-        f"cifar_resnet{depth}": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "pool_size": (8, 8),
-            "first_conv": "conv1",
-            "classifier": "fc",
-        }
-        for depth in DEPTHS
-    }
-)
+default_cfgs = generate_default_cfgs({f"cifar_resnet{depth}": config_of("conv1") for depth in DEPTHS})
 
 
 class BasicBlock(nn.Module):
@@ -61,7 +50,7 @@ def stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Seque
     return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(blocks - 1)))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Network):
     """ResNet for 32x32 images (any size that three stages can halve twice).
 
     Args:
@@ -71,39 +60,18 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3, **_: Any) -> None:
-        super().__init__()
         first, second, third = WIDTHS
+        stages = {
+            "conv1": nn.Conv2d(in_chans, first, 3, 1, 1, bias=False),
+            "bn1": nn.BatchNorm2d(first),
+            "relu": nn.ReLU(),
+            "layer1": stage(blocks, first, first, 1),
+            "layer2": stage(blocks, first, second, 2),
+            "layer3": stage(blocks, second, third, 2),
+        }
+        forks = {"layer1": first, "layer2": second, "layer3": third}
+        super().__init__(stages, third, num_classes, forks=forks)
         self.blocks = blocks
-        self.num_classes = num_classes
-        self.num_features = third
-        self.feature_info = [
-            {"num_chs": width, "reduction": 2**i, "module": f"layer{i + 1}"} for i, width in enumerate(WIDTHS)
-        ]
-        self.conv1 = nn.Conv2d(in_chans, first, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(first)
-        self.layer1 = stage(blocks, first, first, 1)
-        self.layer2 = stage(blocks, first, second, 2)
-        self.layer3 = stage(blocks, second, third, 2)
-        self.fc = nn.Linear(third, num_classes)
-        conv_weights_by_fan_out(self)
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_head(self, x: Float[Tensor, "n d h w"], pre_logits: bool = False) -> Tensor:
-        x = x.mean((2, 3))
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        return self.forward_head(self.forward_features(x))
 
 
 def side_branches(backbone: CifarResNet) -> list[SideBranch]:
@@ -117,13 +85,10 @@ def side_branches(backbone: CifarResNet) -> list[SideBranch]:
     n_second = n // 2 if n >= 18 else n
     near = {"layer3": stage(n, second, 2 * third, 2)}
     far = {"layer2": stage(n_second, first, second, 2), "layer3": stage((n + 1) // 2, second, third, 2)}
-    branches = [
-        SideBranch("b1", "layer2", Tail(near, 2 * third, backbone.num_classes)),
-        SideBranch("b2", "layer1", Tail(far, third, backbone.num_classes)),
+    return [
+        side_branch("b1", "layer2", near, 2 * third, backbone.num_classes),
+        side_branch("b2", "layer1", far, third, backbone.num_classes),
     ]
-    for branch in branches:
-        conv_weights_by_fan_out(branch.body)
-    return branches
 
 
 def _create(depth: int, pretrained: bool, **options: Any) -> CifarResNet:

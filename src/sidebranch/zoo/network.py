@@ -1,0 +1,68 @@
+"""What the papers' own networks share: a network is a `Tail` that starts at the images, with timm's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from sidebranch.branches import Tail, conv_weights_by_fan_out
+from sidebranch.model import SideBranch
+
+
+class Network(Tail):
+    """A network of named stages, initialised as the papers' CIFAR networks are.
+
+    Args:
+        stages: images [N, C, H, W] to features, in order.
+        channels: of the last stage's output.
+        num_classes: K.
+        norm: batch normalisation and ReLU before the pool.
+        forks: the modules where the resolution is about to drop, and the last stage: path to channels.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Module],
+        channels: int,
+        num_classes: int,
+        *,
+        forks: Mapping[str, int],
+        norm: bool = False,
+    ) -> None:
+        super().__init__(stages, channels, num_classes, norm)
+        self.num_classes = num_classes
+        self.num_features = channels
+        self.feature_info = [
+            {"num_chs": width, "reduction": 2**place, "module": name}
+            for place, (name, width) in enumerate(forks.items())
+        ]
+        conv_weights_by_fan_out(self)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+
+def side_branch(
+    name: str, at: str, stages: Mapping[str, nn.Module], channels: int, num_classes: int, norm: bool = False
+) -> SideBranch:
+    """A branch made of a network's own kind of stages, freshly initialised as the network was."""
+    body = Tail(stages, channels, num_classes, norm)
+    conv_weights_by_fan_out(body)
+    return SideBranch(name, at, body)
+
+
+def config_of(first_conv: str, num_classes: int = 10, size: int = 32, **more: Any) -> dict[str, Any]:
+    """What timm wants to know of a registered network."""
+    return {
+        "num_classes": num_classes,
+        "input_size": (3, size, size),
+        "first_conv": first_conv,
+        "classifier": "fc",
+        **more,
+    }
