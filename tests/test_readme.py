@@ -25,7 +25,7 @@ def test_code_runs(code, tmp_path, monkeypatch):
 def test_commands_parse(line):
     words = shlex.split(line, comments=True)
     if words[0] == "train":
-        words = ["train", "--config", str(recipe.find(words[1])), *words[2:]]
+        words = ["train", *recipe.flags(recipe.find(words[1])), *words[2:]]
     parser, _ = _parser()
     assert parser.parse_args(words).subcommand == words[0]
 

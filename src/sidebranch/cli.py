@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, recipe, train
-from sidebranch.engine.config import as_dict
+from sidebranch.engine.config import METHODS, as_dict
 from sidebranch.engine.evaluate_run import evaluate_run
 from sidebranch.errors import UserError, nearest
 from sidebranch.inspect import Record, label, read_record, summarise, verdict, write_report
@@ -89,7 +89,7 @@ def _run(arguments: list[str]) -> int:
                 "train needs a recipe first: sidebranch train RECIPE [--flag value ...]; see: sidebranch recipes"
             )
         recipe_name = arguments[1]
-        arguments = ["train", "--config", str(recipe.find(recipe_name)), *arguments[2:]]
+        arguments = ["train", *recipe.flags(recipe.find(recipe_name)), *arguments[2:]]
     try:
         parsed = parser.parse_args(arguments)
     except ArgumentError as error:
@@ -179,11 +179,16 @@ def _eval(options: Namespace) -> int:
 
 
 def _recipes(options: Namespace) -> int:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it is")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("recipe", "source"):
+        table.add_column(heading, no_wrap=True)
+    for method in METHODS:
+        table.add_column(label(method), justify="right", no_wrap=True)
     for name, path in recipe.shipped().items():
-        table.add_row(name, recipe.load(path).about)
+        config = recipe.load(path)
+        published = (f"{config.published[each]:.2f}" if each in config.published else "" for each in METHODS)
+        table.add_row(name, config.about, *published)
+    print("The papers' top-1 error beside each recipe, in percent.\n")
     Console(highlight=False).print(table)
     print("\nRun one:   sidebranch train RECIPE --method baseline|dsl|dks|dhm")
     print("Read one:  sidebranch train RECIPE --print-config")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Method = Literal["baseline", "dsl", "dks", "dhm"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ class Config:
 
     Args:
         about: what the recipe is for, in a line.
+        base: in a recipe: another one, which this one differs from only in what it states.
+        published: the papers' top-1 errors with this recipe, in percent, a method each.
         name: what run folders are called after; the recipe's name if empty.
         method: `baseline` trains the backbone alone; `dsl`, branches that learn from the labels; `dks`, branches that
             also teach one another; `dhm`, the same under the sampling of `--sampling`.
@@ -178,6 +181,8 @@ class Config:
     """
 
     about: str = ""
+    base: str = ""
+    published: dict[str, float] = field(default_factory=dict)
     name: str = ""
     method: Method = "dhm"
     seed: int = 0
@@ -189,6 +194,10 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
+# Fields that a resumed run may have otherwise: they change nothing that is trained.
+NOT_TRAINED = ("about", "base", "published", "name", "runtime")
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """Plain nested values, as they stand in YAML (tuples become lists)."""
     return _plain(dataclasses.asdict(config))
@@ -198,7 +207,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     """The keys of two configs of one run that differ, as "optim.lr: 0.1 -> 0.05"; those that train nothing may."""
     found = []
     for key in {**old, **new}:
-        if not prefix and key in ("about", "name", "runtime"):
+        if not prefix and key in NOT_TRAINED:
             continue
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,30 @@ def find(recipe: str) -> Path:
     raise UserError(f"no recipe '{recipe}', neither shipped nor a file; {nearest(recipe, known)}")
 
 
+def layers(path: Path) -> list[Path]:
+    """A recipe's file and, before it, those of the recipes that it is based on."""
+    chain = [path]
+    while base := _base_of(chain[0]):
+        if len(chain) > 10:
+            raise UserError(f"{path}: the recipes' bases go round in a circle")
+        chain.insert(0, find(base))
+    return chain
+
+
+def _base_of(path: Path) -> str:
+    """The `base` of a recipe; a file that is no mapping is left to the parser to complain of."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return ""
+    return str(content.get("base") or "") if isinstance(content, dict) else ""
+
+
+def flags(path: Path) -> list[str]:
+    """The arguments by which a `config_parser` reads a recipe."""
+    return [word for layer in layers(path) for word in ("--config", str(layer))]
+
+
 def name_of(recipe: str) -> str:
     """What runs of a recipe are called: "cifar100/resnet32" and "some/where/resnet32.yaml" as far as they are short."""
     path = Path(recipe)
@@ -57,14 +82,15 @@ def to_config(parser: ArgumentParser, parsed: Namespace) -> Config:
     """The dataclass out of what a `config_parser` read; keys of other arguments are left alone."""
     fields = set(Config.__dataclass_fields__)
     built = parser.instantiate(parsed)
-    return Config(**{key: value for key, value in vars(built).items() if key in fields})
+    config = Config(**{key: value for key, value in vars(built).items() if key in fields})
+    return replace(config, base="")  # the values are whole now
 
 
 def load(path: Path) -> Config:
     """A config from a YAML file; what it does not say has its default."""
     parser = config_parser()
     try:
-        return to_config(parser, parser.parse_args(["--config", str(path)]))
+        return to_config(parser, parser.parse_args(flags(path)))
     except ArgumentError as error:
         raise UserError(f"{path}: {explain(error, keys(as_dict(Config())))}") from error
 
