@@ -179,7 +179,7 @@ def _eval(options: Namespace) -> int:
 
 
 def _recipes(options: Namespace) -> int:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("recipe", "source"):
         table.add_column(heading, no_wrap=True)
     for method in METHODS:

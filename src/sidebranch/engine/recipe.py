@@ -22,7 +22,8 @@ CONFIG_FILE = "config.yaml"
 def shipped() -> dict[str, Path]:
     """The recipes that come with the package, name ("cifar100/resnet32") to file."""
     root = Path(str(files("sidebranch") / "recipes"))
-    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+    found = {str(path.relative_to(root).with_suffix("")): path for path in root.rglob("*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def find(recipe: str) -> Path:
