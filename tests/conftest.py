@@ -11,6 +11,7 @@ install_import_hook([f"sidebranch.{room}" for room in CHECKED], "typechecker.che
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import sidebranch as sb
@@ -70,3 +71,16 @@ runtime: {accelerator: cpu, precision: 32-true, log_every: 1}
     path = tmp_path / "digits.yaml"
     path.write_text(text)
     return recipe.load(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 3 classes, 4 training and 2 validation images each."""
+    for part, count in (("train", 4), ("val", 2)):
+        for label in ("ant", "bee", "cat"):
+            place = tmp_path / "photos" / part / label
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 256, (24, 30, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return tmp_path / "photos"

@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors import safe_open
 
+import sidebranch as sb
 from sidebranch.cli import main
 from sidebranch.engine import recipe
+from sidebranch.zoo.reference import reference_name
 
 QUICK = ["--optim.epochs", "2", "--data.limit", "160", "--data.batch_size", "64", "--runtime.accelerator", "cpu"]
 
@@ -122,7 +127,7 @@ def test_print_config_is_the_recipe_with_the_flags(capsys):
     assert "limit: 10000" in out
 
 
-@pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["eval"], ["recipes"], ["report"]])
+@pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["eval"], ["export"], ["recipes"], ["report"]])
 def test_help(capsys, verb):
     with pytest.raises(SystemExit) as stop:
         main([*verb, "--help"])
@@ -170,3 +175,35 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, mess
     assert err.count("\n") == 1
     assert re.search(message, err)
     assert not Path("runs").exists()
+
+
+def test_a_public_checkpoint_is_evaluated_and_exported(capsys, photos):
+    Path("recipe.yaml").write_text(
+        "model: {name: cifar_resnet20}\n"
+        f"data: {{name: folder, root: {photos}, image_size: 16, resize: 16, batch_size: 4, workers: 0}}\n"
+        "runtime: {accelerator: cpu, precision: 32-true}\n"
+    )
+    net = sb.attach(timm.create_model("cifar_resnet20", num_classes=3)).eval()
+    state = {f"module.{reference_name(key)}": value for key, value in net.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state}, "reference.pth")
+    status, out, _ = run(capsys, "eval", "recipe.yaml", "--weights", "reference.pth")
+    assert status == 0
+    assert re.search(r"b2 +│ +[\d.]+ │ +[\d.]+ │", out)
+    status, out, _ = run(capsys, "export", "recipe.yaml", "--weights", "reference.pth", "--output", "out.safetensors")
+    assert status == 0
+    shipped = timm.create_model("cifar_resnet20", num_classes=3, checkpoint_path="out.safetensors").eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(shipped(images), net(images).main)
+    status, _, err = run(capsys, "export", "recipe.yaml", "--weights", "reference.pth", "--output", "out.pth")
+    assert status == 2
+    assert "call it out.safetensors" in err
+
+
+def test_export_of_a_run_is_what_the_run_shipped(capsys):
+    run(capsys, "train", "digits/demo", *QUICK, "--output", "run")
+    assert run(capsys, "export", "run", "--output", "again.safetensors")[0] == 0
+    with safe_open("again.safetensors", "pt") as again, safe_open("run/model.safetensors", "pt") as shipped:
+        assert again.metadata() == shipped.metadata()
+        assert again.metadata()["model"] == "cifar_resnet20"
+        assert set(again.keys()) == set(shipped.keys())
+        assert all(torch.equal(again.get_tensor(key), shipped.get_tensor(key)) for key in again.keys())  # noqa: SIM118

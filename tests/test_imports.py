@@ -26,9 +26,10 @@ ALLOWED = {
     "data": GROUND,
     "metrics": GROUND,
     "engine": LIBRARY | {"data", "metrics"},
+    "deploy": ENGINE,
     "inspect": ENGINE,
     "study": ENGINE,
-    "cli": ENGINE | {"inspect", "study"},
+    "cli": ENGINE | {"deploy", "inspect", "study"},
     "__init__": LIBRARY,
     "__main__": {"cli"},
 }

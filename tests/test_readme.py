@@ -30,9 +30,10 @@ def test_commands_parse(line):
     assert parser.parse_args(words).subcommand == words[0]
 
 
-def test_measured_numbers_come_from_the_results():
-    status = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=False).returncode
-    assert status == 0, "run: python benchmarks/tables.py"
+@pytest.mark.parametrize("script", ["tables.py", "networks.py"])
+def test_generated_pages_are_in_step(script):
+    status = subprocess.run([sys.executable, ROOT / "benchmarks" / script, "--check"], check=False).returncode
+    assert status == 0, f"run: python benchmarks/{script}"
 
 
 def test_files_that_are_named_are_there():

@@ -16,9 +16,10 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 from rich.table import Table
 
+from sidebranch.deploy import export_reference, export_run
 from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, recipe, train
 from sidebranch.engine.config import METHODS, as_dict
-from sidebranch.engine.evaluate_run import evaluate_run
+from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
 from sidebranch.errors import UserError, nearest
 from sidebranch.inspect import Record, label, read_record, summarise, verdict, write_report
 from sidebranch.study import run_grid
@@ -39,7 +40,8 @@ EVAL_HELP = """Evaluate a run on its validation images.
 Prints the top-1 and top-5 error of every classifier and of their ensemble.
 
   sidebranch eval runs/cifar100-resnet32-dhm-seed0
-  sidebranch eval runs/cifar100-resnet32-dhm-seed0 --checkpoint best --data.root /elsewhere"""
+  sidebranch eval runs/cifar100-resnet32-dhm-seed0 --checkpoint best --data.root /elsewhere
+  sidebranch eval imagenet/resnet50 --weights reference.pth --data.root data/imagenet"""
 
 DEMO_HELP = """See the effect in minutes, offline.
 
@@ -47,6 +49,11 @@ Scikit-learn's digits with half of the training labels replaced at random, train
 side branches (baseline) and with them (DHM), several seeds each. Prints a table and writes
 report.html, a page with the curves."""
 
+
+EXPORT_HELP = """Write the plain backbone of a run, or of a checkpoint of the papers' public code, for timm.
+
+  sidebranch export runs/cifar100-resnet32-dhm-seed0 --checkpoint best
+  sidebranch export imagenet/resnet50 --weights reference.pth --output resnet50-dhm.safetensors"""
 
 REPORT_HELP = """Write one self-contained HTML page that compares runs.
 
@@ -104,7 +111,7 @@ def _run(arguments: list[str]) -> int:
     options = parsed[verb]
     if verb == "train":
         return _train(verbs["train"], options, recipe_name or "")
-    return {"demo": _demo, "eval": _eval, "recipes": _recipes, "report": _report}[verb](options)
+    return {"demo": _demo, "eval": _eval, "export": _export, "recipes": _recipes, "report": _report}[verb](options)
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
@@ -116,6 +123,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         "demo": plain(description=DEMO_HELP),
         "train": recipe.config_parser(description=TRAIN_HELP, usage=train_usage, formatter_class=_Help),
         "eval": plain(description=EVAL_HELP),
+        "export": plain(description=EXPORT_HELP),
         "recipes": plain(description="List the shipped recipes."),
         "report": plain(description=REPORT_HELP),
     }
@@ -126,9 +134,15 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     run.add_argument("--output", type=str, default="", help="Run folder; default: runs/RECIPE-METHOD-seedSEED.")
     run.add_argument("--resume", action="store_true", help="Go on where the run in that folder stopped.")
     evaluate = verbs["eval"]
-    evaluate.add_argument("run", type=str, help="A run folder.")
+    evaluate.add_argument("run", type=str, help="A run folder; with --weights, a recipe.")
     evaluate.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
+    evaluate.add_argument("--weights", type=str, default="", help="A checkpoint of the papers' public code (.pth).")
     evaluate.add_argument("--data.root", type=str, default="", help="Where the data lie, if they have moved.")
+    export = verbs["export"]
+    export.add_argument("run", type=str, help="A run folder; with --weights, a recipe.")
+    export.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
+    export.add_argument("--weights", type=str, default="", help="A checkpoint of the papers' public code (.pth).")
+    export.add_argument("--output", type=str, default="model.safetensors", help="The file.")
     report = verbs["report"]
     report.add_argument("runs", type=str, nargs="+", help="Run folders.")
     report.add_argument("--output", type=str, default="report.html", help="The page.")
@@ -167,14 +181,31 @@ def _folder_of(output: str, source: Path, config: Config, resume: bool) -> RunFo
 
 
 def _eval(options: Namespace) -> int:
-    folder = RunFolder(Path(options.run))
-    result = evaluate_run(folder, options.checkpoint, options["data.root"])
-    table = Table(title=f"{folder.root}, {options.checkpoint} checkpoint: epoch {result.epoch}", title_justify="left")
+    if options.weights:
+        errors = evaluate_reference(recipe.find(options.run), options.weights, options["data.root"])
+        title = f"{options.weights} as {options.run}"
+    else:
+        folder = RunFolder(Path(options.run))
+        result = evaluate_run(folder, options.checkpoint, options["data.root"])
+        errors, title = result.errors, f"{folder.root}, {options.checkpoint} checkpoint: epoch {result.epoch}"
+    table = Table(title=title, title_justify="left")
     for heading in ("classifier", "top-1 error, %", "top-5 error, %", "loss, nats"):
         table.add_column(heading, justify="left" if heading == "classifier" else "right")
-    for name, values in result.errors.items():
+    for name, values in errors.items():
         table.add_row(name, f"{values['top1']:.3f}", f"{values['top5']:.3f}", f"{values['loss']:.4f}")
     Console(highlight=False).print(table)
+    return 0
+
+
+def _export(options: Namespace) -> int:
+    path = Path(options.output)
+    if path.suffix != ".safetensors":
+        raise UserError(f"--output is '{path}'; the file is safetensors, so call it {path.with_suffix('.safetensors')}")
+    if options.weights:
+        name = export_reference(recipe.find(options.run), options.weights, path)
+    else:
+        name = export_run(RunFolder(Path(options.run)), options.checkpoint, path)
+    print(f"the plain backbone, {name}: {path}")
     return 0
 
 

@@ -18,19 +18,6 @@ def split():
     )
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of 3 classes, 4 training and 2 validation images each."""
-    for part, count in (("train", 4), ("val", 2)):
-        for label in ("ant", "bee", "cat"):
-            place = tmp_path / "photos" / part / label
-            place.mkdir(parents=True)
-            for i in range(count):
-                pixels = torch.randint(0, 256, (24, 30, 3), dtype=torch.uint8).numpy()
-                Image.fromarray(pixels).save(place / f"{i}.png")
-    return tmp_path / "photos"
-
-
 def folder_loader(root, training=True, **options):
     train, val = data.folder(root)
     transform = data.FolderTransform(size=16, resize=20)

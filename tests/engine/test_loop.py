@@ -230,7 +230,7 @@ def test_compiled_training_runs(digits_config, folder):
     [
         ({"model": {"name": "cifar_resnet33"}}, "no model 'cifar_resnet33'; did you mean 'cifar_resnet32'"),
         ({"model": {"options": {"colour": 3}}}, "timm cannot create 'resnet18'.*colour"),
-        ({"model": {"name": "resnet18"}}, "no side branches were published for ResNet"),
+        ({"model": {"name": "vgg11"}}, "no side branches were published for VGG"),
         ({"data": {"limit": 5000}}, "data.limit is 5000, but there are only 1297"),
         ({"data": {"limit": -1}}, "data.limit is -1"),
         ({"data": {"batch_size": 0}}, "data.batch_size is 0"),
@@ -241,6 +241,7 @@ def test_compiled_training_runs(digits_config, folder):
         ({"optim": {"epochs": 0}}, "optim.epochs is 0"),
         ({"sampling": {"kind": "bernoulli", "p": 3.0}}, "Bernoulli probability is 3.0"),
         ({"sampling": {"kind": "categorical", "sets": {"b1": 0.3}}}, "sum to 1"),
+        ({"runtime": {"compile": True, "checkpoint_activations": True}}, "do not go together"),
         ({"objective": {"temperature": 0.0}}, "temperature is 0.0"),
         ({"runtime": {"accelerator": "cuda"}}, "runtime: .*[Cc][Uu][Dd][Aa]"),
     ],

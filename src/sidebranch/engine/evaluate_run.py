@@ -1,18 +1,24 @@
-"""Errors of a finished, or interrupted, run."""
+"""Errors of a run, or of a checkpoint of the papers' public code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from sidebranch.engine import build, checkpoint, recipe
+from sidebranch.engine.config import Config
 from sidebranch.engine.evaluate import evaluate
-from sidebranch.engine.inputs import read_inputs
+from sidebranch.engine.inputs import Inputs, read_inputs
 from sidebranch.engine.loop import launch
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.errors import UserError
+from sidebranch.model import BranchedModel
+from sidebranch.zoo import load_reference
+
+Errors = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Evaluation:
     """What `evaluate` found, and after how many epochs."""
 
     epoch: int
-    errors: dict[str, dict[str, float]]
+    errors: Errors
 
 
 def evaluate_run(folder: RunFolder, which: Literal["last", "best"] = "last", data_root: str = "") -> Evaluation:
@@ -31,19 +37,36 @@ def evaluate_run(folder: RunFolder, which: Literal["last", "best"] = "last", dat
     """
     if not folder.config.is_file():
         raise UserError(f"'{folder.root}' is no run folder: it has no config.yaml")
-    config = recipe.load(folder.config)
-    if data_root:
-        config = replace(config, data=replace(config.data, root=data_root))
+    config = _moved(recipe.load(folder.config), data_root)
     state = checkpoint.load(folder.last if which == "last" else folder.best)
-    fabric = launch(config.runtime)
     inputs = read_inputs(config.data, config.seed)
     if len(inputs.classes) != state["num_classes"]:
         raise UserError(f"the run knows {state['num_classes']} classes, '{config.data.root}' has {len(inputs.classes)}")
     network = build.build_network(config, state["num_classes"], state["in_chans"])
     checkpoint.restore(network, state["ema"] or state["model"], folder.root)
+    return Evaluation(state["epoch"], _evaluate(config, network, inputs))
+
+
+def evaluate_reference(recipe_path: Path, weights: str, data_root: str = "") -> Errors:
+    """Evaluates a checkpoint of the papers' public code on a recipe's validation images.
+
+    Raises:
+        UserError: the checkpoint cannot be read or is not of the recipe's network, or the data are missing.
+    """
+    config = _moved(recipe.load(recipe_path), data_root)
+    inputs = read_inputs(config.data, config.seed)
+    network = build.build_network(config, len(inputs.classes), inputs.in_chans)
+    return _evaluate(config, load_reference(network, weights), inputs)
+
+
+def _moved(config: Config, data_root: str) -> Config:
+    return replace(config, data=replace(config.data, root=data_root)) if data_root else config
+
+
+def _evaluate(config: Config, network: BranchedModel, inputs: Inputs) -> Errors:
+    fabric = launch(config.runtime)
     if build.hardware(config.runtime, fabric.device).channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     names = network.names
     prepared = fabric.setup(network, _reapply_compile=False)
-    loader = inputs.val_loader(fabric.device)
-    return Evaluation(state["epoch"], evaluate(prepared, names, loader, fabric.device))
+    return evaluate(prepared, names, inputs.val_loader(fabric.device), fabric.device)

@@ -27,10 +27,12 @@ from sidebranch.engine import build, checkpoint, recipe
 from sidebranch.engine.config import Config, RuntimeConfig, as_dict, differences
 from sidebranch.engine.evaluate import columns_of, evaluate
 from sidebranch.engine.inputs import read_inputs
+from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.progress import Reporter, Silent
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.engine.schedule import check_schedule, learning_rate
+from sidebranch.engine.weights import write_backbone
 from sidebranch.errors import UserError
 from sidebranch.seeding import seed_of
 
@@ -57,6 +59,8 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     check_schedule(config.optim)
+    if config.runtime.compile and config.runtime.checkpoint_activations:
+        raise UserError("runtime.compile and runtime.checkpoint_activations do not go together; take one of them")
     fabric = launch(config.runtime)
     reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
     state = _state_to_resume(config, folder) if resume else None
@@ -113,6 +117,8 @@ class _Run:
         self.inner.to(self.device)
         decay = config.optim.ema
         self.ema = ModelEmaV3(self.inner, decay=decay, use_warmup=True) if decay else None
+        if config.runtime.checkpoint_activations:
+            checkpoint_stages(self.inner)
         if config.runtime.compile:
             self.inner.compile()
         optimizer = build.build_optimizer(config.optim, self.inner.parameters())
@@ -287,10 +293,10 @@ class _Run:
     def _ship(self) -> None:
         """Writes the plain backbone, as the last epoch left it."""
         if self.fabric.is_global_zero:
-            model = self.config.model
             source = self.inner if self.ema is None else self.ema.module
-            description = {"model": model.name, "num_classes": str(self.num_classes), "in_chans": str(self.in_chans)}
-            self.folder.write_weights(source.backbone.state_dict(), description)
+            write_backbone(
+                source.backbone, self.folder.weights, self.config.model.name, self.num_classes, self.in_chans
+            )
 
     def _parameters(self) -> dict[str, int]:
         shipped = sum(each.numel() for each in self.inner.backbone.parameters())

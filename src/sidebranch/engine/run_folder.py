@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from sidebranch.engine.files import write_atomically, write_text
 from sidebranch.errors import UserError
@@ -90,11 +88,6 @@ class RunFolder:
     def write_environment(self, device: torch.device, **facts: Any) -> None:
         """Versions, hardware and git revision: what someone needs who wants the same numbers."""
         write_text(self.environment, json.dumps(environment(device) | facts, indent=2) + "\n")
-
-    def write_weights(self, state: Mapping[str, Tensor], description: Mapping[str, str]) -> None:
-        """The backbone's weights under its own keys; `timm.create_model(..., checkpoint_path=...)` reads them."""
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-        write_atomically(self.weights, lambda temporary: save_file(tensors, temporary, metadata=dict(description)))
 
     def keep_best(self) -> None:
         """Makes the last checkpoint the best one."""

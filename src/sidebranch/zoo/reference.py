@@ -23,11 +23,10 @@ _BRANCH = re.compile(r"^branches\.b(?P<number>\d+)\.(?P<module>\w+)\.(?P<rest>.+
 
 
 def our_name(reference: str) -> str:
-    """A key of the public code as a key of `BranchedModel`."""
-    key = reference.removeprefix("module.")
-    if found := _HEAD.match(key):
+    """A key of the public code, less "module.", as a key of `BranchedModel`."""
+    if found := _HEAD.match(reference):
         return f"branches.b{found['number']}.{found['module']}.{found['rest']}"
-    return f"backbone.{key}"
+    return f"backbone.{reference}"
 
 
 def reference_name(ours: str) -> str:
@@ -51,9 +50,7 @@ def load_reference(net: BranchedModel, source: str | Path | Mapping[str, Any]) -
     Raises:
         UserError: the file is missing, damaged or not safe to open, or keys are missing, left over or of another shape.
     """
-    state = source if isinstance(source, Mapping) else _read(Path(source))
-    state = state.get("state_dict", state)
-    found = {our_name(key): value for key, value in state.items()}
+    found = {our_name(key): value for key, value in read_reference(source).items()}
     own = net.state_dict()
     # Networks saved before PyTorch 0.4.1 do not count batches; nothing here reads the count.
     missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
@@ -76,6 +73,13 @@ def load_reference(net: BranchedModel, source: str | Path | Mapping[str, Any]) -
         raise UserError(f"the checkpoint is not of this network; {'; '.join(problems)}")
     net.load_state_dict({**own, **found})
     return net
+
+
+def read_reference(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict in a file, or in what was read from one, without "module."."""
+    content = source if isinstance(source, Mapping) else _read(Path(source))
+    state = content.get("state_dict", content)
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,25 @@
+"""The file that ships: the plain backbone, under its own keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from sidebranch.engine.files import write_atomically
+
+
+def write_backbone(backbone: nn.Module, path: Path, name: str, num_classes: int, in_chans: int) -> None:
+    """Writes a safetensors file that `timm.create_model(name, checkpoint_path=...)` reads; its header says of what.
+
+    Args:
+        backbone: the network without its branches.
+        path: of the file; written whole or not at all.
+        name: timm's, of the network.
+        num_classes: K.
+        in_chans: channels of the images.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in backbone.state_dict().items()}
+    header = {"model": name, "num_classes": str(num_classes), "in_chans": str(in_chans)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
