@@ -25,9 +25,9 @@ def errors_table(runs: list[Record]) -> str:
     summary = summarise(runs)
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
     lines = ["| top-1 error, % | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 2) + "|"]
-    for method, errors in summary.items():
+    for kind, errors in summary.items():
         cells = [str(errors.get(column, "")) for column in columns]
-        lines.append(f"| {label(method)} | " + " | ".join(cells) + f" | {errors['main'].count} |")
+        lines.append(f"| {kind} | " + " | ".join(cells) + f" | {errors['main'].count} |")
     return "\n".join(lines)
 
 

@@ -85,9 +85,7 @@ def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
                 break
         message = process.communicate()[1]
     assert process.returncode == 128 + signal.SIGINT
-    assert re.fullmatch(
-        r"sidebranch: stopped at epoch \d+, step \d+; everything is saved: add --resume to go on\n", message
-    )
+    assert re.fullmatch(r"sidebranch: stopped at .*epoch \d+.*; everything is saved; add --resume to go on\n", message)
     assert Path("run/checkpoints/last.ckpt").exists()
 
 

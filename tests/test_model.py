@@ -1,6 +1,8 @@
 import copy
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -241,6 +243,8 @@ def test_branches_that_cannot_be_attached(branches, message):
 def test_names_that_are_not_there(little_net, images):
     with pytest.raises(sb.UserError, match="did you mean 'b2' or 'b1'"):
         little_net(images, live=("b3",))
+    with pytest.raises(sb.UserError, match=r"such as \('main', 'b1'\)"):
+        little_net(images, live="b1")
     with pytest.raises(sb.UserError, match="no classifier 'b9'"):
         little_net(images)["b9"]
 
@@ -291,3 +295,34 @@ def test_two_gloo_processes_with_sampling_train_what_one_does():
         assert process.exitcode == 0
     assert results[0] == results[1]
     torch.testing.assert_close(torch.tensor(results[0]), torch.tensor(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_inference_mode_works_and_leaves_training_alone(little_net, images, labels):
+    with torch.inference_mode():
+        out = little_net(images)
+        sb.dks(weight=0.123)(out, labels)
+    loss = sb.dks(weight=0.123)(little_net(images), labels)
+    loss.total.backward()
+
+
+COMPILED_TOGETHER = """
+import timm, torch, sidebranch as sb
+net, objective = sb.attach(timm.create_model("cifar_resnet20", num_classes=5)).eval(), sb.dhm()
+images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+def total(images, labels):
+    return objective(net(images), labels).total
+compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+torch.testing.assert_close(compiled(images, labels), total(images, labels))
+"""
+
+
+def test_network_and_loss_compile_together():
+    """In a process of its own: the checks of shapes that the tests put around functions do not compile."""
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", COMPILED_TOGETHER], check=True)
+
+
+def test_published_branches_take_the_backbone_s_device_and_dtype():
+    double = sb.attach(timm.create_model("cifar_resnet20").double())
+    assert double(torch.randn(2, 3, 8, 8, dtype=torch.float64))["b2"].dtype == torch.float64
+    meta = sb.attach(timm.create_model("cifar_resnet20").to("meta"))
+    assert {each.device.type for each in meta.parameters()} == {"meta"}

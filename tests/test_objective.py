@@ -254,6 +254,7 @@ def test_any_number_of_classifiers():
         (lambda: sb.dks()(outputs_of(random_logits()), SOFT[:, :5]), r"probabilities \[5, 7\]"),
         (lambda: sb.dks()(outputs_of(random_logits()), INDEX.float()), "integer class"),
         (lambda: sb.dks()(outputs_of([torch.zeros(5, 7), torch.zeros(5, 8)], NAMES[:2]), INDEX), "all must be one"),
+        (lambda: sb.dks()(outputs_of(random_logits()), INDEX, mimics=("main", "b7")), "no classifier 'b7'"),
         (lambda: sb.kd(nn.Linear(4, 7))(outputs_of(random_logits()), INDEX), "images=images"),
     ],
 )

@@ -38,4 +38,7 @@ def attach(
         )
     if not 1 <= depth <= len(layout):
         raise UserError(f"depth is {depth}; for this network 1 to {len(layout)} side branches were published")
+    like = next(backbone.parameters())
+    for branch in layout[:depth]:
+        branch.body.to(like.device, like.dtype)
     return BranchedModel(backbone, layout[:depth])

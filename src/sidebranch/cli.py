@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import signal
@@ -17,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sidebranch.deploy import export_reference, export_run
-from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, recipe, train
+from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, is_main_process, is_of, recipe, train
 from sidebranch.engine.config import METHODS, as_dict
 from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
 from sidebranch.errors import UserError, nearest
-from sidebranch.inspect import Record, label, read_record, summarise, verdict, write_report
+from sidebranch.inspect import Record, by_kind, label, read_record, summarise, verdict, write_report
 from sidebranch.study import run_grid
 
 TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
@@ -69,13 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" shows "?", not a traceback
     try:
         return _run(arguments)
     except UserError as error:
         print(f"sidebranch: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"sidebranch: {stop}", file=sys.stderr)
+        again = "run it again" if arguments[0] == "demo" else "add --resume"
+        print(f"sidebranch: {stop}; {again} to go on", file=sys.stderr)
         return 128 + stop.signal
     except KeyboardInterrupt:
         print("sidebranch: stopped", file=sys.stderr)
@@ -158,8 +163,9 @@ def _train(parser: ArgumentParser, options: Namespace, recipe_name: str) -> int:
         config = replace(config, name=recipe.name_of(recipe_name))
     folder = _folder_of(options.output, Path(recipe_name), config, options.resume)
     train(config, folder, resume=options.resume, reporter=ConsoleReporter())
-    write_report([read_record(folder)], folder.report, folder.root.name)
-    print(f"the plain backbone: {folder.weights}")
+    if is_main_process():
+        write_report([read_record(folder)], folder.report, folder.root.name)
+        print(f"the plain backbone: {folder.weights}")
     return 0
 
 
@@ -171,13 +177,17 @@ def _folder_of(output: str, source: Path, config: Config, resume: bool) -> RunFo
             raise UserError(f"'{output}' holds a run already; add --resume to go on with it, or give another --output")
         return folder
     of_source = RunFolder(source if source.is_dir() else source.parent)
-    if resume and source.exists() and of_source.is_used():
+    is_a_run = source.is_dir() or source.name == of_source.config.name
+    if resume and is_a_run and source.exists() and of_source.last.exists():
         return of_source
     base = Path("runs") / f"{config.name}-{config.method}-seed{config.seed}"
     names = [base, *(base.with_name(f"{base.name}-{count}") for count in range(2, 1000))]
     folders = [RunFolder(each) for each in names]
-    free = next(position for position, folder in enumerate(folders) if not folder.is_used())
-    return folders[max(free - 1, 0)] if resume else folders[free]
+    if not resume:
+        return next(folder for folder in folders if not folder.is_used())
+    used = [folder for folder in folders if folder.is_used()]
+    same = [folder for folder in used if is_of(folder, config)]
+    return [folders[0], *used, *same][-1]
 
 
 def _eval(options: Namespace) -> int:
@@ -257,13 +267,13 @@ def _demo_table(records: Sequence[Record]) -> Table:
     summary = summarise(records)
     table = Table(title="Top-1 error on 500 validation digits, %", title_justify="left")
     table.add_column("")
-    for method in summary:
-        table.add_column(label(method), justify="right")
-    for column in summary["dhm"]:
+    for kind in summary:
+        table.add_column(kind, justify="right")
+    for column in summary["DHM"]:
         cells = [str(errors.get(column, "")) for errors in summary.values()]
         table.add_row("main (what ships)" if column == "main" else column, *cells)
     table.add_section()
-    counts = [next(r for r in records if r.config.method == method).environment["parameters"] for method in summary]
+    counts = [group[0].environment["parameters"] for group in by_kind(records).values()]
     table.add_row("parameters shipped", *(f"{each['shipped']:,}" for each in counts))
     table.add_row("parameters in training", *(f"{each['training']:,}" for each in counts))
     return table

@@ -66,7 +66,7 @@ class _Tap:
         self.at = at
         self.is_open = False
         self.feature: Tensor | None = None
-        self.version = 0
+        self.version: int | None = None
 
     def record(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not self.is_open:
@@ -76,7 +76,8 @@ class _Tap:
         if not isinstance(output, Tensor):
             raise UserError(f"'{self.at}' gives a {type(output).__name__}, not a tensor; fork at another module")
         self.feature = output
-        self.version = output._version
+        uncounted = torch.compiler.is_compiling() or output.is_inference()
+        self.version = None if uncounted else output._version
 
     def open(self) -> None:
         self.is_open = True
@@ -130,6 +131,8 @@ class BranchedModel(nn.Module):
             images: what the backbone takes.
             live: the classifiers to compute, all if None. Main is always computed; a branch left out costs nothing.
         """
+        if isinstance(live, str):
+            raise UserError(f"live is a sequence of names, such as ('main', '{live}'), not one")
         for name in live or ():
             if name not in self.names:
                 raise UserError(f"no classifier '{name}'; {nearest(name, self.names)}")
@@ -160,7 +163,7 @@ class BranchedModel(nn.Module):
     def _feature(tap: _Tap) -> Tensor:
         if tap.feature is None:
             raise UserError(f"the backbone's forward pass does not run '{tap.at}' as a module; fork at another module")
-        if not torch.compiler.is_compiling() and tap.feature._version != tap.version:
+        if tap.version is not None and tap.feature._version != tap.version:
             raise UserError(
                 f"an in-place operation after '{tap.at}' changed its output before the branch could read it; "
                 f"fork after that operation (an in-place activation, most likely)"

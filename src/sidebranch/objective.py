@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sidebranch.errors import UserError
+from sidebranch.errors import UserError, nearest
 
 Direction = Literal["both", "top_down", "bottom_up"]
 Vector = tuple[float, ...]
@@ -146,7 +146,11 @@ class Objective:
         names, logits = outputs.names, outputs.logits
         _check(names, logits, targets)
         supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics)
+        for name in mimics or ():
+            if name not in outputs.network:
+                raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
         device = logits[0].device
+        outside = self._outside(images)
         with torch.autocast(device.type, enabled=False):
             stacked = torch.stack([_at_least_float32(each) for each in logits])
             log_probabilities = stacked.log_softmax(-1)
@@ -156,12 +160,12 @@ class Objective:
             if any(map(any, mimicry)):
                 warm = self.temperature != 1.0
                 students = (stacked / self.temperature).log_softmax(-1) if warm else log_probabilities
-                teachers = torch.cat([students.detach().exp(), *self._outside(images, students)])
+                teachers = torch.cat([students.detach().exp(), *outside])
                 pairs = mimicry_matrix(teachers, students)
                 total = total + self.temperature**2 * (pairs * _constant(mimicry, device, pairs.dtype)).sum()
         return Loss(total, labels.detach(), pairs.detach())
 
-    def _outside(self, images: Tensor | None, students: Tensor) -> tuple[Tensor, ...]:
+    def _outside(self, images: Tensor | None) -> tuple[Tensor, ...]:
         """The outside teacher's probabilities, [1, N, K], if there is one."""
         if self.teacher is None:
             return ()
@@ -170,8 +174,7 @@ class Objective:
                 "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
             )
         with torch.no_grad():
-            logits = self.teacher(images)
-            return ((logits.to(students.dtype) / self.temperature).softmax(-1)[None],)
+            return ((_at_least_float32(self.teacher(images)) / self.temperature).softmax(-1)[None],)
 
 
 def baseline() -> Objective:
@@ -259,10 +262,18 @@ def _masked(
     return tuple(supervision[q] for q in at), inside + tuple(tuple(row[q] * allowed[q] for q in at) for row in outside)
 
 
-@lru_cache(maxsize=256)
 def _constant(values: Vector | Matrix, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The array on the device, copied there once: a copy from the host in every step would wait for it."""
-    return torch.tensor(values, device=device, dtype=dtype)
+    """The array on the device."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, device=device, dtype=dtype)
+    return _copied(values, device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _copied(values: Vector | Matrix, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Copied there once: a copy from the host in every step would wait for it."""
+    with torch.inference_mode(False):  # the first to ask may be in inference mode, the next in training
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

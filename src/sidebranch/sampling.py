@@ -100,7 +100,7 @@ class Categorical:
 
     def __post_init__(self) -> None:
         _check_modes(self.drops, self.per)
-        if not self.sets or min(self.sets.values()) < 0 or abs(sum(self.sets.values()) - 1) > 1e-6:
+        if not self.sets or not min(self.sets.values()) >= 0 or not abs(sum(self.sets.values()) - 1) <= 1e-6:
             raise UserError(f"the probabilities {dict(self.sets)} must be at least 0 and sum to 1")
 
     @property
@@ -108,14 +108,20 @@ class Categorical:
         return self.drops == "mimicry"
 
     def __call__(self, names: Sequence[str], *, seed: int, epoch: int, step: int) -> Draw:
+        chosen = {each: _members(each, names) for each in self.sets}
         random = generator("categorical", seed, epoch, step if self.per == "step" else "all")
         weights = torch.tensor(list(self.sets.values()), dtype=torch.float64)
         drawn = list(self.sets)[int(torch.multinomial(weights, 1, generator=random))]
-        chosen = () if drawn == "none" else tuple(part.strip() for part in drawn.split("+"))
-        for name in chosen:
-            if name not in names[1:]:
-                raise UserError(f"the set '{drawn}' names no branch '{name}'; {nearest(name, names[1:])}")
-        return _draw(names, chosen, self.drops)
+        return _draw(names, chosen[drawn], self.drops)
+
+
+def _members(joined: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The branches of a set such as "b1+b2"."""
+    members = () if joined == "none" else tuple(part.strip() for part in joined.split("+"))
+    for name in members:
+        if name not in names[1:]:
+            raise UserError(f"the set '{joined}' names no branch '{name}'; {nearest(name, names[1:])}")
+    return members
 
 
 def _draw(names: Sequence[str], chosen: Sequence[str], drops: Drops) -> Draw:

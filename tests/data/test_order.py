@@ -10,8 +10,18 @@ def indices(shard=Shard(), epoch=0, seed=0, shuffle=True, drop_last=False):
 
 def test_every_image_once_an_epoch():
     assert sorted(torch.cat(indices()).tolist()) == list(range(103))
-    assert len(indices()) == steps_of(103, 10, False) == 11
-    assert len(indices(drop_last=True)) == steps_of(103, 10, True) == 10
+    assert len(indices()) == 11
+    assert len(indices(drop_last=True)) == 10
+
+
+@pytest.mark.parametrize(
+    ("count", "shuffle", "world_size", "steps"),
+    [(101, True, 1, 10), (102, True, 1, 11), (102, True, 4, 10), (101, False, 4, 11), (3, True, 1, 1)],
+)
+def test_a_training_batch_too_small_to_share_is_left_out(count, shuffle, world_size, steps):
+    options = {"shuffle": shuffle, "drop_last": False, "shard": Shard(0, world_size)}
+    assert steps_of(count, 10, **options) == steps
+    assert len(batches_of(count, 10, seed=0, epoch=0, **options)) == steps
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
@@ -24,6 +34,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_share_each_global_batch(world_size):
     shares = [indices(Shard(rank, world_size)) for rank in range(world_size)]
-    for step, whole in enumerate(indices()):
+    assert len({len(share) for share in shares}) == 1
+    for step, whole in enumerate(indices()[: len(shares[0])]):
         together = torch.cat([share[step] for share in shares])
         assert sorted(together.tolist()) == sorted(whole.tolist())

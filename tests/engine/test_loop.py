@@ -125,7 +125,7 @@ def test_resume_is_bit_identical(digits_config, folder, tmp_path, variant, done)
     config = changed(digits_config, **VARIANTS[variant])
     whole = RunFolder(tmp_path / "whole")
     expected = train(config, whole)
-    with pytest.raises(Interrupted, match="add --resume"):
+    with pytest.raises(Interrupted, match="everything is saved"):
         train(config, folder, reporter=StopAt(done))
     assert not folder.weights.exists()
     rows = train(config, folder, resume=True)
@@ -230,19 +230,19 @@ def test_compiled_training_runs(digits_config, folder):
     [
         ({"model": {"name": "cifar_resnet33"}}, "no model 'cifar_resnet33'; did you mean 'cifar_resnet32'"),
         ({"model": {"options": {"colour": 3}}}, "timm cannot create 'resnet18'.*colour"),
-        ({"model": {"name": "vgg11"}}, "no side branches were published for VGG"),
+        ({"model": {"name": "vgg11"}}, "no side branches were published for vgg11"),
         ({"data": {"limit": 5000}}, "data.limit is 5000, but there are only 1297"),
-        ({"data": {"limit": -1}}, "data.limit is -1"),
-        ({"data": {"batch_size": 0}}, "data.batch_size is 0"),
-        ({"data": {"padding": -1}}, "data.padding is -1"),
-        ({"data": {"corrupt_rate": 2.0}}, r"corruption rate is 2.0"),
         ({"data": {"batch_size": 200, "drop_last": True}}, "drop_last leaves nothing"),
         ({"data": {"name": "folder", "root": "/nowhere"}}, "no folder '/nowhere'"),
-        ({"optim": {"epochs": 0}}, "optim.epochs is 0"),
         ({"sampling": {"kind": "bernoulli", "p": 3.0}}, "Bernoulli probability is 3.0"),
         ({"sampling": {"kind": "categorical", "sets": {"b1": 0.3}}}, "sum to 1"),
-        ({"runtime": {"compile": True, "checkpoint_activations": True}}, "do not go together"),
-        ({"objective": {"temperature": 0.0}}, "temperature is 0.0"),
+        ({"sampling": {"kind": "categorical", "sets": {"b1": 0.5, "b9": 0.5}}}, "no branch 'b9'"),
+        (
+            {"model": {"name": "vit_tiny_patch16_224"}},
+            "published for vit_tiny.*--method baseline",
+        ),
+        ({"model": {"options": {"foo": 1}}}, "timm cannot create 'resnet18'.*foo"),
+        ({"optim": {"epochs": 0}}, "optim.epochs is 0"),
         ({"runtime": {"accelerator": "cuda"}}, "runtime: .*[Cc][Uu][Dd][Aa]"),
     ],
 )
@@ -252,3 +252,137 @@ def test_a_config_that_cannot_work(digits_config, folder, groups, message):
     with pytest.raises(sb.UserError, match=message):
         train(changed(digits_config, **groups), folder)
     assert not folder.is_used()
+
+
+def test_own_networks_do_not_swallow_unknown_options(digits_config, folder):
+    config = changed(digits_config, model={"options": {"drop_rate": 0.3}})
+    with pytest.raises(sb.UserError, match="timm cannot create 'cifar_resnet20'.*drop_rate"):
+        train(config, folder)
+
+
+def test_a_network_that_does_not_take_the_images_is_refused_before_training(digits_config, folder):
+    config = changed(replace(digits_config, method="baseline"), model={"name": "vit_tiny_patch16_224"})
+    with pytest.raises(sb.UserError, match="vit_tiny_patch16_224 does not take images of 1x8x8"):
+        train(config, folder)
+
+
+def test_sampling_leaves_a_baseline_alone(digits_config, folder):
+    sampled = changed(digits_config, sampling={"kind": "categorical", "sets": {"b1": 1.0}}, optim={"epochs": 1})
+    train(replace(sampled, method="baseline"), folder)
+
+
+def test_a_wrecked_network_is_neither_kept_nor_shipped(digits_config, folder):
+    wild = changed(replace(digits_config, method="baseline"), optim={"lr": 1e30, "epochs": 1}, data={"limit": 64})
+    with pytest.raises(sb.UserError, match="epoch 1, step 1, first in: validation of main; none was saved"):
+        train(wild, folder)
+    assert not folder.root.exists()
+
+
+def test_clipping_a_gradient_that_is_not_finite_ends_in_the_same_message(digits_config, folder):
+    wild = changed(digits_config, optim={"lr": 1e30, "clip": 1.0})
+    with pytest.raises(sb.UserError, match="not finite at epoch 1"):
+        train(wild, folder)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_crash_right_after_the_last_checkpoint_loses_nothing(digits_config, folder, monkeypatch, epochs):
+    config = changed(digits_config, optim={"epochs": epochs})
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_metrics", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(RunFolder, "keep_best", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(changed(config), folder)
+    rows = train(config, folder, resume=True)
+    assert folder.metrics.read_text().count("\n") == 1 + epochs
+    best = checkpoint.load(folder.best)
+    assert best["epoch"] == min(range(epochs), key=lambda i: rows[i]["val/top1/main"]) + 1
+
+
+def test_a_signal_during_the_last_validation_is_not_swallowed(digits_config, folder):
+    class AtTheEnd(Silent):
+        def epoch(self, row):
+            if row["epoch"] == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="the end of epoch 2"):
+        train(digits_config, folder, reporter=AtTheEnd())
+    assert folder.weights.exists()
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over_with_resume(digits_config, folder):
+    folder.root.mkdir()
+    folder.write_config(recipe.dump(digits_config))
+    train(digits_config, folder, resume=True)
+    assert folder.weights.exists()
+
+
+def test_a_folder_is_not_shared_by_two_runs(digits_config, folder):
+    folder.claim(resume=False)
+    with pytest.raises(sb.UserError, match="was taken by another run"):
+        train(digits_config, folder)
+    assert folder.is_used()
+
+
+def test_a_start_that_comes_to_nothing_leaves_nothing(digits_config, folder, monkeypatch):
+    def refuse(*_, **__):
+        raise sb.UserError("cannot read the image")
+
+    monkeypatch.setattr("sidebranch.data.device_loader.DeviceLoader.batches", refuse)
+    with pytest.raises(sb.UserError, match="cannot read the image"):
+        train(digits_config, folder)
+    assert not folder.root.exists()
+
+
+def test_resume_when_images_went_missing_is_refused(digits_config, folder):
+    train(changed(digits_config, optim={"epochs": 1}), folder)
+    state = checkpoint.load(folder.last)
+    checkpoint.save(folder.last, {**state, "train_images": 170})
+    with pytest.raises(sb.UserError, match="it has 170 training images, 'data' now 160"):
+        train(changed(digits_config, optim={"epochs": 1}), folder, resume=True)
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_unreadable_batches_are_skipped_counted_and_survive_a_resume(digits_config, photos, tmp_path, stop):
+    for place in (photos / "train").rglob("*.png"):
+        if place.parent.name == "ant":
+            place.write_bytes(b"no image")
+    data = {"name": "folder", "root": str(photos), "image_size": 16, "resize": 16, "batch_size": 2, "workers": 0}
+    config = changed(digits_config, data={**data, "limit": 0, "on_corrupt": "skip"}, optim={"epochs": 2, "lr": 0.01})
+    said = []
+
+    class Listener(StopAt):
+        def say(self, line):
+            said.append(line)
+
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    expected = train(config, whole, reporter=Listener(-1))
+    assert expected[-1]["step"] == 12
+    assert any("left out so far: 4 files that are no images" in line for line in said)
+    with pytest.raises(Interrupted):
+        train(config, folder, reporter=StopAt(stop))
+    assert timeless(train(config, folder, resume=True)) == timeless(expected)
+    assert_same(weights(folder), weights(whole))
+
+
+def test_when_no_image_can_be_read_it_says_so(digits_config, photos, folder):
+    for place in (photos / "val").rglob("*.png"):
+        place.write_bytes(b"")
+    data = {"name": "folder", "root": str(photos), "image_size": 16, "resize": 16, "batch_size": 4, "workers": 0}
+    config = changed(digits_config, data={**data, "limit": 0, "on_corrupt": "skip"})
+    with pytest.raises(sb.UserError, match="no validation image could be read"):
+        train(config, folder)
+
+
+def test_a_resumed_run_keeps_the_facts_of_its_start(digits_config, folder):
+    with pytest.raises(Interrupted):
+        train(digits_config, folder, reporter=StopAt(2))
+    started = json.loads(folder.environment.read_text())
+    train(digits_config, folder, resume=True)
+    facts = json.loads(folder.environment.read_text())
+    assert {key: facts[key] for key in started} == started
+    assert len(facts["resumed"]) == 1
+
+
+def test_a_moved_data_folder_does_not_stop_a_resume(digits_config, folder):
+    train(changed(digits_config, optim={"epochs": 1}), folder)
+    train(changed(digits_config, optim={"epochs": 1}, data={"root": "elsewhere", "workers": 1}), folder, resume=True)

@@ -5,8 +5,8 @@ import timm
 
 import sidebranch as sb
 from sidebranch.engine import recipe
+from sidebranch.engine.check import check
 from sidebranch.engine.config import Config, as_dict, differences
-from sidebranch.engine.schedule import check_schedule
 
 SHIPPED = recipe.shipped()
 
@@ -14,7 +14,7 @@ SHIPPED = recipe.shipped()
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_recipe_is_sound(name):
     config = recipe.load(SHIPPED[name])
-    check_schedule(config.optim)
+    check(config)
     assert timm.is_model(config.model.name)
     assert config.about
     assert all(20 > 0 and 10 < error < 40 for error in config.published.values())

@@ -37,9 +37,13 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def relabelled(self, labels: Int[Tensor, " m"]) -> ArraySplit:
-        """The first m images under other labels."""
-        return replace(self, images=self.images[: len(labels)], labels=labels)
+    def first(self, count: int) -> ArraySplit:
+        """The first images."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def relabelled(self, labels: Int[Tensor, " n"]) -> ArraySplit:
+        """The same images under other labels."""
+        return replace(self, labels=labels)
 
 
 def digits() -> tuple[ArraySplit, ArraySplit]:

@@ -40,10 +40,12 @@ class DeviceLoader:
         self.augmentation = augmentation
         self.drop_last = drop_last
         self.shard = shard
+        self.corrupt: set[str] = set()  # nothing here is a file
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return steps_of(len(self.labels), self.batch_size, self.drop_last)
+        shuffle = self.augmentation is not None
+        return steps_of(len(self.labels), self.batch_size, shuffle=shuffle, drop_last=self.drop_last, shard=self.shard)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [N, C, H, W] and labels [N] of this epoch, from batch `start` on."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,7 +22,7 @@ from torchvision.transforms import v2
 from sidebranch.data.augment import Normalisation
 from sidebranch.data.order import Shard, batches_of, steps_of
 from sidebranch.errors import UserError
-from sidebranch.seeding import seed_of
+from sidebranch.seeding import generator, seed_of
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -37,9 +38,14 @@ class FolderSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> FolderSplit:
+        """The first files of a fixed random order: on disk they are sorted by class."""
+        chosen = torch.randperm(len(self), generator=generator("folder limit"))[:count].sort().values
+        return replace(self, paths=tuple(self.paths[i] for i in chosen.tolist()), labels=self.labels[chosen])
+
     def relabelled(self, labels: Tensor) -> FolderSplit:
-        """The first m files under other labels, [m]."""
-        return replace(self, paths=self.paths[: len(labels)], labels=labels)
+        """The same files under other labels, [n]."""
+        return replace(self, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,20 @@ class _Images(Dataset[tuple[Tensor, int] | str]):
         path = self.split.paths[index]
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                image = _rgb(file)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return path
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("augment", self.seed, epoch, index))
             return self.transform(image), int(self.split.labels[index])
+
+
+def _rgb(file: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; Pillow alone would cut 16-bit greys off at 255."""
+    if file.mode.startswith("I;16"):
+        deep = torch.from_numpy(np.asarray(file).astype(np.int32))
+        file = Image.fromarray((deep >> 8).to(torch.uint8).numpy())
+    return file.convert("RGB")
 
 
 class _Batches:
@@ -141,7 +155,7 @@ class _Batches:
             yield [(self.epoch, index) for index in batch.tolist()]
 
     def __len__(self) -> int:
-        return steps_of(self.count, self.batch_size, self.drop_last)
+        return steps_of(self.count, self.batch_size, shuffle=self.shuffle, drop_last=self.drop_last, shard=self.shard)
 
 
 def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:
@@ -198,13 +212,12 @@ class FolderLoader:
         return len(self._batches)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [N, 3, H, W] and labels [N] of this epoch, from batch `start` on."""
+        """Images [N, 3, H, W] and labels [N] of this epoch, from batch `start` on; N is 0 where all were skipped."""
         self._batches.epoch, self._batches.start = epoch, start
         for images, labels, bad in self._loader:
             if bad and self.on_corrupt == "error":
                 raise UserError(f"cannot read the image '{bad[0]}'; remove it, or pass --data.on_corrupt skip")
             self.corrupt.update(bad)
-            if len(labels):
-                on_device = images.to(self.device, non_blocking=True)
-                normalised = self.normalisation(on_device).contiguous(memory_format=torch.channels_last)
-                yield normalised, labels.to(self.device, non_blocking=True)
+            on_device = images.to(self.device, non_blocking=True)
+            normalised = self.normalisation(on_device).contiguous(memory_format=torch.channels_last)
+            yield normalised, labels.to(self.device, non_blocking=True)

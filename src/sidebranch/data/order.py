@@ -34,10 +34,12 @@ def batches_of(
         trains sees the same global batches.
     """
     order = torch.randperm(count, generator=generator("order", seed, epoch)) if shuffle else torch.arange(count)
-    whole = [batch for batch in order.split(batch_size) if len(batch) == batch_size or not drop_last]
-    return [batch[shard.rank :: shard.world_size] for batch in whole]
+    steps = steps_of(count, batch_size, shuffle=shuffle, drop_last=drop_last, shard=shard)
+    return [batch[shard.rank :: shard.world_size] for batch in order.split(batch_size)[:steps]]
 
 
-def steps_of(count: int, batch_size: int, drop_last: bool) -> int:
-    """Batches an epoch."""
-    return count // batch_size if drop_last else -(-count // batch_size)
+def steps_of(count: int, batch_size: int, *, shuffle: bool, drop_last: bool, shard: Shard) -> int:
+    """Batches an epoch. A training batch too small for batch norm, or for every rank to have a share, is left out."""
+    whole, rest = divmod(count, batch_size)
+    least = batch_size if drop_last else min(batch_size, max(2, shard.world_size)) if shuffle else 1
+    return whole + (rest >= least)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import timm
 import torch
@@ -17,6 +17,7 @@ from sidebranch.errors import UserError, nearest
 from sidebranch.model import BranchedModel
 from sidebranch.objective import Objective
 from sidebranch.sampling import Bernoulli, Categorical, Fixed, Sampler
+from sidebranch.zoo import published
 
 
 def build_backbone(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
@@ -27,8 +28,8 @@ def build_backbone(config: ModelConfig, num_classes: int, in_chans: int) -> nn.M
         return timm.create_model(
             config.name, pretrained=config.pretrained, num_classes=num_classes, in_chans=in_chans, **config.options
         )
-    except (TypeError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"timm cannot create '{config.name}' with these options: {reason}") from error
 
 
@@ -36,11 +37,19 @@ def build_network(config: Config, num_classes: int, in_chans: int) -> BranchedMo
     """The backbone, with branches unless the method is the baseline; its weights are a function of the seed."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.model, num_classes, in_chans)
-    return (
-        attach(backbone, [])
-        if config.method == "baseline"
-        else attach(backbone, config.model.branches, depth=config.model.depth)
-    )
+    if config.method == "baseline":
+        return attach(backbone, [])
+    if published(backbone) is None:
+        raise UserError(
+            f"no side branches were published for {config.model.name}; take a network of the papers (`sidebranch "
+            f"recipes`), --method baseline, or sb.attach with branches of your own"
+        )
+    return attach(backbone, config.model.branches, depth=config.model.depth)
+
+
+def untrained(config: Config) -> Config:
+    """The same, but for pretrained weights that a checkpoint is about to replace."""
+    return replace(config, model=replace(config.model, pretrained=False))
 
 
 def build_objective(method: str, config: ObjectiveConfig) -> Objective:
@@ -52,7 +61,10 @@ def build_objective(method: str, config: ObjectiveConfig) -> Objective:
     return named(config.direction, config.mimicry, config.temperature)
 
 
-def build_sampler(config: SamplingConfig) -> Sampler:
+def build_sampler(config: SamplingConfig, names: Sequence[str]) -> Sampler:
+    """What `kind` says; a network without branches has nothing to sample."""
+    if len(names) == 1:
+        return Fixed()
     if config.kind == "bernoulli":
         return Bernoulli(config.p, config.drops, config.per)
     if config.kind == "categorical":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, EOFError, ValueError) as error:
         raise UserError(f"'{path}' is damaged, or no checkpoint of sidebranch train") from error
     if damaged:
         raise UserError(f"'{path}' is damaged: the checksum of its part '{damaged}' is wrong")
@@ -42,7 +43,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"'{path}' holds more than tensors and is not safe to open; only weights are read") from error
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"'{path}' is damaged, or no checkpoint of sidebranch train") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise UserError(f"'{path}' is no checkpoint of sidebranch train")
     return state
 

@@ -179,7 +179,7 @@ class Config:
         published: the papers' top-1 errors with this recipe, in percent, a method each.
         name: what run folders are called after; the recipe's name if empty.
         method: `baseline` trains the backbone alone; `dsl`, branches that learn from the labels; `dks`, branches that
-            also teach one another; `dhm`, the same under the sampling of `--sampling`.
+            also teach one another; `dhm`, the same, meant to go with `--sampling`. Sampling masks any of them.
         seed: of the weights, the order, the augmentation, the label corruption and the sampling.
     """
 
@@ -198,7 +198,7 @@ class Config:
 
 
 # Fields that a resumed run may have otherwise: they change nothing that is trained.
-NOT_TRAINED = ("about", "base", "published", "name", "runtime")
+NOT_TRAINED = ("about", "base", "published", "name", "runtime", "data.root", "data.workers", "data.on_corrupt")
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     """The keys of two configs of one run that differ, as "optim.lr: 0.1 -> 0.05"; those that train nothing may."""
     found = []
     for key in {**old, **new}:
-        if not prefix and key in NOT_TRAINED:
+        if prefix + key in NOT_TRAINED:
             continue
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):

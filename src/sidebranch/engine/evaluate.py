@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sidebranch.engine.inputs import Loader
-from sidebranch.engine.meter import Meter
+from sidebranch.engine.meter import COUNT, Meter
+from sidebranch.errors import UserError
 
 
 def columns_of(names: Sequence[str]) -> tuple[str, ...]:
@@ -39,12 +41,16 @@ def evaluate(
     network.eval()
     meter = Meter(columns_of(names), device)
     for images, labels in loader.batches():
+        if not len(labels):  # a rank without a share of the last batch, or a batch of unreadable files
+            continue
         scores = torch.stack([logits.float() for logits in network(images).logits]).log_softmax(-1)
         if len(names) > 1:
-            scores = torch.cat([scores, scores.exp().mean(0, keepdim=True).log()])
+            scores = torch.cat([scores, scores.logsumexp(0, keepdim=True) - math.log(len(names))])
         losses = -scores.gather(2, labels.view(1, -1, 1).expand(len(scores), -1, 1)).mean((1, 2))
         meter.add(meter.columns, scores, labels, losses)
     network.train(was_training)
     if reduce is not None:
         meter.sums = reduce(meter.sums)
+    if not float(meter.sums[COUNT].sum()):
+        raise UserError("no validation image could be read")
     return meter.read()

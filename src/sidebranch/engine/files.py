@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from sidebranch.errors import UserError
 
 
@@ -15,6 +17,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk is full or the folder not writable; whatever stood at `path` stands there still.
     """
+    if path.is_dir() or not path.name:
+        raise UserError(f"'{path}' is a folder; give the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
         raise UserError(f"cannot write '{path}' ({error}); what was there before is unharmed") from error
     finally:
         temporary.unlink(missing_ok=True)

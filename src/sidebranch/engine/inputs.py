@@ -16,7 +16,13 @@ from sidebranch.errors import UserError
 
 
 class Loader(Protocol):
-    """Batches of an epoch, from any of its steps on: float32 images [N, C, H, W] and labels [N], on the device."""
+    """Batches of an epoch, from any of its steps on: float32 images [N, C, H, W] and labels [N], on the device.
+
+    Attributes:
+        corrupt: paths of the files that were left out as they are no images.
+    """
+
+    corrupt: set[str]
 
     def __len__(self) -> int: ...
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
@@ -29,14 +35,14 @@ class Inputs:
     Attributes:
         train: the training split, cut to the limit, its labels corrupted where asked.
         val: the validation split.
-        in_chans: channels of the images.
+        shape: of an image as the network sees it: channels, height, width.
     """
 
     config: DataConfig
     seed: int
     train: sources.ArraySplit | sources.FolderSplit
     val: sources.ArraySplit | sources.FolderSplit
-    in_chans: int
+    shape: tuple[int, ...]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,28 +96,23 @@ def read_inputs(config: DataConfig, seed: int) -> Inputs:
     Raises:
         UserError: it is missing, damaged or wrongly laid out, or the config asks for more than it has.
     """
-    if config.batch_size < 1:
-        raise UserError(f"data.batch_size is {config.batch_size}; it must be at least 1")
-    if config.limit < 0:
-        raise UserError(f"data.limit is {config.limit}; give a number of images, or 0 for all")
-    if config.padding < 0:
-        raise UserError(f"data.padding is {config.padding}; give a number of pixels, or 0 for no cropping")
     if config.name == "folder":
         train, val = sources.folder(config.root)
-        in_chans = 3
+        shape = (3, config.image_size, config.image_size)
     else:
         train, val = _arrays(config)
-        in_chans = train.images.shape[1]
+        shape = tuple(train.images.shape[1:])
     if config.limit > len(train):
         raise UserError(f"data.limit is {config.limit}, but there are only {len(train)} training images")
-    kept = train.labels[: config.limit or len(train)]
-    labels = sources.corrupt_labels(kept, len(train.classes), config.corrupt_rate, config.corrupt_mode, seed)
-    if config.drop_last and len(labels) < config.batch_size:
+    if config.limit:
+        train = train.first(config.limit)
+    labels = sources.corrupt_labels(train.labels, len(train.classes), config.corrupt_rate, config.corrupt_mode, seed)
+    if config.drop_last and len(train) < config.batch_size:
         raise UserError(
-            f"data.drop_last leaves nothing of {len(labels)} training images: they do not fill one batch of "
+            f"data.drop_last leaves nothing of {len(train)} training images: they do not fill one batch of "
             f"{config.batch_size}"
         )
-    return Inputs(config, seed, train.relabelled(labels), val, in_chans)
+    return Inputs(config, seed, train.relabelled(labels), val, shape)
 
 
 def _cores() -> int:

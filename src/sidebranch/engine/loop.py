@@ -7,14 +7,15 @@ resumed.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.fabric import Fabric
@@ -24,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sidebranch.data import Shard
 from sidebranch.engine import build, checkpoint, recipe
+from sidebranch.engine.check import check
 from sidebranch.engine.config import Config, RuntimeConfig, as_dict, differences
 from sidebranch.engine.evaluate import columns_of, evaluate
 from sidebranch.engine.inputs import read_inputs
@@ -31,7 +33,7 @@ from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.progress import Reporter, Silent
 from sidebranch.engine.run_folder import RunFolder
-from sidebranch.engine.schedule import check_schedule, learning_rate
+from sidebranch.engine.schedule import learning_rate
 from sidebranch.engine.weights import write_backbone
 from sidebranch.errors import UserError
 from sidebranch.seeding import seed_of
@@ -47,7 +49,8 @@ class Interrupted(Exception):
     """
 
     def __init__(self, signal: int, epoch: int, step: int) -> None:
-        super().__init__(f"stopped at epoch {epoch + 1}, step {step}; everything is saved: add --resume to go on")
+        where = f"epoch {epoch + 1}, step {step}" if step else f"the end of epoch {epoch}"
+        super().__init__(f"stopped at {where}; everything is saved")
         self.signal = signal
 
 
@@ -58,21 +61,26 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
         UserError: the config, the data or the checkpoint cannot work, or the loss is not finite.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
-    check_schedule(config.optim)
-    if config.runtime.compile and config.runtime.checkpoint_activations:
-        raise UserError("runtime.compile and runtime.checkpoint_activations do not go together; take one of them")
-    fabric = launch(config.runtime)
+    check(config)
+    sampler = build.build_sampler(config.sampling, ("main", "a branch") if config.method != "baseline" else ("main",))
+    fabric = launch(config.runtime, may_skip_branches=not sampler.always_all)
     reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
     state = _state_to_resume(config, folder) if resume else None
     run = _Run(config, folder, fabric, reporter)
     if state is not None:
         run.restore(state)
     with _signals() as signals, _closing(run):
-        return run.train(signals)
+        return run.train(signals, resume)
 
 
-def launch(config: RuntimeConfig) -> Fabric:
-    """Fabric on the machine that the config asks for, with its automatic choices made."""
+def launch(config: RuntimeConfig, may_skip_branches: bool = False) -> Fabric:
+    """Fabric on the machine that the config asks for, with its automatic choices made.
+
+    Args:
+        config: devices and precision.
+        may_skip_branches: whether a step may leave parameters without a gradient, which DDP has to be told.
+    """
+    several = config.devices * config.num_nodes > 1
     try:
         probe = Fabric(accelerator=config.accelerator, devices=1)
         choices = build.hardware(config, probe.device)
@@ -80,17 +88,35 @@ def launch(config: RuntimeConfig) -> Fabric:
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
+            strategy="ddp_find_unused_parameters_true" if several and may_skip_branches else "auto",
             precision=choices.precision,  # pyright: ignore[reportArgumentType] (one of Fabric's own words)
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"runtime: {str(error).splitlines()[0]}") from error
     fabric.launch()
     return fabric
 
 
-def _state_to_resume(config: Config, folder: RunFolder) -> dict[str, Any]:
+def is_main_process() -> bool:
+    """Whether this process writes the files, among those that train together."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def is_of(folder: RunFolder, config: Config) -> bool:
+    """Whether the run in a folder is of this config."""
+    try:
+        return not differences(as_dict(recipe.load(folder.config)), as_dict(config))
+    except UserError:
+        return False
+
+
+def _state_to_resume(config: Config, folder: RunFolder) -> dict[str, Any] | None:
+    """The last checkpoint; None for a run that was stopped before its first."""
+    if folder.config.is_file() and not folder.last.exists():
+        return None
     state = checkpoint.load(folder.last)
-    changed = differences(state["config"], as_dict(config))
+    # A field that came after the checkpoint has its default there.
+    changed = differences({**as_dict(Config()), **state["config"]}, as_dict(config))
     if changed:
         raise UserError(f"cannot resume '{folder.root}' under another config: {'; '.join(changed)}")
     return state
@@ -104,17 +130,23 @@ class _Run:
         self.device = fabric.device
         shard = Shard(fabric.global_rank, fabric.world_size)
         inputs = read_inputs(config.data, config.seed)
-        self.num_classes, self.in_chans = len(inputs.classes), inputs.in_chans
+        self.num_classes, self.in_chans = len(inputs.classes), inputs.shape[0]
+        self.train_images = len(inputs.train)
         self.train_loader = inputs.train_loader(self.device, shard)
         self.val_loader = inputs.val_loader(self.device, shard)
-        self.inner = build.build_network(config, self.num_classes, self.in_chans)
+        resuming = folder.last.exists()  # the pretrained weights are in the checkpoint then
+        self.inner = build.build_network(
+            build.untrained(config) if resuming else config, self.num_classes, self.in_chans
+        )
         self.names = self.inner.names
         self.objective = build.build_objective(config.method, config.objective)
-        self.sampler = build.build_sampler(config.sampling)
+        self.sampler = build.build_sampler(config.sampling, self.names)
+        self.sampler(self.names, seed=config.seed, epoch=0, step=0)  # names a branch that is not there, if one is asked
         self.choices = build.hardware(config.runtime, self.device)
         if self.choices.channels_last:
             self.inner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.inner.to(self.device)
+        self._try_out(inputs.shape)
         decay = config.optim.ema
         self.ema = ModelEmaV3(self.inner, decay=decay, use_warmup=True) if decay else None
         if config.runtime.checkpoint_activations:
@@ -131,6 +163,7 @@ class _Run:
         self.meter = Meter(self.names, self.device)
         self.finiteness = Finiteness(self.names, self.device)
         self.writer: SummaryWriter | None = None
+        self.corrupt = 0  # files left out
 
     @property
     def done(self) -> int:
@@ -142,6 +175,11 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+        if state["train_images"] != self.train_images:
+            raise UserError(
+                f"cannot resume '{self.folder.root}': it has {state['train_images']} training images, "
+                f"'{self.config.data.root}' now {self.train_images}"
+            )
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.rows, self.best = state["rows"], state["best"]
         self.meter.sums.copy_(state["meter"])
@@ -152,6 +190,7 @@ class _Run:
             "num_classes": self.num_classes,
             "in_chans": self.in_chans,
             "names": list(self.names),
+            "train_images": self.train_images,
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
@@ -163,36 +202,84 @@ class _Run:
             "ema": None if self.ema is None else self.ema.module.state_dict(),
         }
 
-    def train(self, signals: list[int]) -> list[Row]:
+    def train(self, signals: list[int], resume: bool) -> list[Row]:
+        if self.fabric.is_global_zero:
+            self.folder.claim(resume)
+            try:
+                return self._train(signals)
+            except UserError:
+                self.folder.discard()
+                raise
+        return self._train(signals)
+
+    def _train(self, signals: list[int]) -> list[Row]:
         epochs = self.config.optim.epochs
         if self.fabric.is_global_zero:
-            self.folder.create()
             self.folder.write_config(recipe.dump(self.config))
             self.folder.write_environment(self.device, choices=asdict(self.choices), parameters=self._parameters())
-            self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done)
+            self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done + 1 if self.done else None)
+            self._mend()
         self.reporter.say(self._summary())
         self.reporter.start(columns_of(self.names), epochs, len(self.train_loader), self.done)
         for row in self.rows:
             self.reporter.epoch(row)
         while self.epoch < epochs:
             self._train_epoch(signals)
+            if signals and self.epoch < epochs:
+                raise Interrupted(signals[0], self.epoch, self.step)
         self._ship()
+        if signals:
+            raise Interrupted(signals[0], self.epoch, self.step)
         return self.rows
+
+    def _mend(self) -> None:
+        """Writes what a crash right after the last checkpoint kept from being written."""
+        if self.rows:
+            self.folder.write_metrics(self.rows)
+            if self.step == 0 and self.best["epoch"] == self.epoch:
+                self.folder.keep_best()
+
+    def _try_out(self, shape: tuple[int, ...]) -> None:
+        """Shows that the network takes the images, and every branch its features, before training starts."""
+        try:
+            with torch.no_grad():
+                self.inner.eval()(torch.zeros(2, *shape, device=self.device))
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            size = "x".join(map(str, shape))
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self.config.model.name} does not take images of {size}: {reason}") from error
 
     def close(self) -> None:
         self.reporter.close()
         if self.writer is not None:
-            self.writer.close()
+            with suppress(OSError):
+                self.writer.close()
+
+    def _write_events(self, scalars: dict[str, float]) -> None:
+        """To TensorBoard, at this step. Its files are a convenience: where they cannot be written, training goes on."""
+        if self.writer is None:
+            return
+        try:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, self.done)
+            self.writer.flush()
+        except OSError as error:
+            self.reporter.say(
+                f"TensorBoard's events cannot be written any more ({error.strerror}); metrics.csv goes on"
+            )
+            self.writer = None
 
     def _train_epoch(self, signals: list[int]) -> None:
         self.network.train()
         started, first_step = time.perf_counter(), self.step
         seconds_before = self.seconds
         for images, labels in self.train_loader.batches(self.epoch, self.step):
-            loss, lr = self._train_step(images, labels)
+            trained = self._train_step(images, labels) if len(labels) else None  # none could be read
             self.step += 1
-            if self.step % self.config.runtime.log_every == 0:
-                self._log_step(loss, lr, (self.step - first_step) / (time.perf_counter() - started))
+            if trained is not None and self.step % self.config.runtime.log_every == 0:
+                self._log_step(*trained, (self.step - first_step) / (time.perf_counter() - started))
             if signals:
                 self.seconds = seconds_before + time.perf_counter() - started
                 self._save()
@@ -216,7 +303,9 @@ class _Run:
         loss = self.objective(outputs, targets, mimics=draw.mimics)
         self.fabric.backward(loss.total)
         if config.optim.clip:
-            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=config.optim.clip)
+            self.fabric.clip_gradients(
+                self.network, self.optimizer, max_norm=config.optim.clip, error_if_nonfinite=False
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
@@ -233,21 +322,22 @@ class _Run:
         readings = self.meter.read()
         speed = steps_per_second * self.config.data.batch_size
         self.reporter.step(self.epoch, self.step, self.done, speed, readings)
-        if self.writer is not None:
-            self.writer.add_scalar("step/loss", float(total), self.done)
-            self.writer.add_scalar("step/lr", lr, self.done)
+        self._write_events({"step/loss": float(total), "step/lr": lr})
 
     def _check_finite(self) -> None:
         bad = self.finiteness.first_bad_step()
         if bad is not None:
             epoch, step = divmod(bad[0], len(self.train_loader))
-            kept = (
-                f"the last good checkpoint is '{self.folder.last}'" if self.folder.last.exists() else "none was saved"
-            )
-            raise UserError(
-                f"the loss is not finite at epoch {epoch + 1}, step {step + 1}, first in: {', '.join(bad[1])}; {kept}; "
-                f"try a lower --optim.lr, --optim.clip, or --runtime.precision 32-true"
-            )
+            self._stop_not_finite(epoch, step + 1, bad[1])
+
+    def _stop_not_finite(self, epoch: int, step: int, terms: list[str]) -> NoReturn:
+        kept = (
+            f"the last good checkpoint is '{self.folder.last}'" if self.folder.last.exists() else "none was saved yet"
+        )
+        raise UserError(
+            f"the loss is not finite at epoch {epoch + 1}, step {step}, first in: {', '.join(terms)}; {kept}; "
+            f"start anew with a lower --optim.lr, with --optim.clip, or with --runtime.precision 32-true"
+        )
 
     def _end_epoch(self, images_per_second: float) -> None:
         self.meter.sums = self._summed(self.meter.sums)
@@ -256,6 +346,8 @@ class _Run:
         row["seconds"] = round(self.seconds, 3)
         row["images_per_second"] = round(images_per_second, 1)
         readings = self.meter.read()
+        if not readings:
+            raise UserError("no training image could be read")
         row["train/loss"] = sum(each["loss"] for each in readings.values())
         for name, each in readings.items():  # a branch that sampling left out all epoch has none
             row |= {f"train/loss/{name}": each["loss"], f"train/top1/{name}": each["top1"]}
@@ -263,6 +355,8 @@ class _Run:
         with self.fabric.autocast():
             errors = evaluate(evaluated, self.names, self.val_loader, self.device, self._summed)
         for name, values in errors.items():
+            if not math.isfinite(values["loss"]):
+                self._stop_not_finite(self.epoch, len(self.train_loader), [f"validation of {name}"])
             row |= {f"val/{what}/{name}": value for what, value in values.items()}
         self.rows.append(row)
         self.epoch, self.step = self.epoch + 1, 0
@@ -276,11 +370,11 @@ class _Run:
                 self.folder.keep_best()
             self.folder.write_metrics(self.rows)
         self.reporter.epoch(row)
-        if self.writer is not None:
-            for key, value in row.items():
-                if "/" in key:
-                    self.writer.add_scalar(key, value, self.done)
-            self.writer.flush()
+        self._write_events({key: value for key, value in row.items() if "/" in key})
+        corrupt = self.train_loader.corrupt | self.val_loader.corrupt
+        if len(corrupt) > self.corrupt:
+            self.corrupt = len(corrupt)
+            self.reporter.say(f"left out so far: {self.corrupt} files that are no images, such as '{min(corrupt)}'")
 
     def _summed(self, sums: Tensor) -> Tensor:
         return self.fabric.all_reduce(sums, reduce_op="sum")  # pyright: ignore[reportReturnType] (a tensor gives a tensor)

@@ -84,11 +84,11 @@ class Finiteness:
         self.step = torch.where(first, step, self.step)
         if tuple(live) != self.names:
             at = [self.names.index(name) for name in live]
-            everyone = torch.zeros_like(self.supervision)
-            everyone[at] = supervision
-            pairs = torch.zeros_like(self.mimicry)
+            everyone, pairs = torch.zeros_like(self.supervision), torch.zeros_like(self.mimicry)
             for row, p in enumerate(at):
-                pairs[p, at] = mimicry[row]
+                everyone[p] = supervision[row]
+                for column, q in enumerate(at):
+                    pairs[p, q] = mimicry[row, column]
             supervision, mimicry = everyone, pairs
         self.supervision = torch.where(first, supervision, self.supervision)
         self.mimicry = torch.where(first, mimicry, self.mimicry)

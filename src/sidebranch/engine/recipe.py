@@ -53,7 +53,9 @@ def _base_of(path: Path) -> str:
     """The `base` of a recipe; a file that is no mapping is left to the parser to complain of."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no recipe: it is not text") from error
+    except (OSError, yaml.YAMLError):
         return ""
     return str(content.get("base") or "") if isinstance(content, dict) else ""
 
@@ -68,7 +70,9 @@ def name_of(recipe: str) -> str:
     path = Path(recipe)
     if recipe in shipped():
         return recipe.replace("/", "-")
-    return path.stem if path.is_file() and path.name != CONFIG_FILE else path.resolve().parent.name
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.name != CONFIG_FILE else path.resolve().parent.name
 
 
 def config_parser(**options: Any) -> ArgumentParser:
@@ -94,6 +98,8 @@ def load(path: Path) -> Config:
         return to_config(parser, parser.parse_args(flags(path)))
     except ArgumentError as error:
         raise UserError(f"{path}: {explain(error, keys(as_dict(Config())))}") from error
+    except (TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no recipe: it must be YAML, a mapping of the config's fields ({error})") from error
 
 
 def dump(config: Config) -> str:

@@ -6,7 +6,6 @@ import csv
 import datetime
 import io
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -64,14 +63,30 @@ class RunFolder:
         """Whether a run was started here."""
         return self.config.exists() or self.last.exists()
 
-    def create(self) -> None:
-        """Makes the folder, and shows that it can be written to before an hour is spent on training."""
+    def claim(self, resume: bool) -> None:
+        """Makes the folder this run's, before an hour is spent on training.
+
+        Raises:
+            UserError: it cannot be made or written to; or, unless resumed, another run took it.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            with open(self.config, "a" if resume else "x", encoding="utf-8"):
+                pass
+        except FileExistsError as error:
+            raise UserError(f"'{self.root}' was taken by another run, or is a file; give another --output") from error
         except OSError as error:
-            raise UserError(f"cannot make the run folder '{self.root}' ({error.strerror})") from error
-        if not os.access(self.root, os.W_OK):
-            raise UserError(f"the run folder '{self.root}' is not writable; choose another with --output")
+            raise UserError(f"cannot write to the run folder '{self.root}' ({error.strerror})") from error
+
+    def discard(self) -> None:
+        """Takes back what `claim` and a start that came to nothing left; never a run with a checkpoint."""
+        if self.last.exists():
+            return
+        for path in (self.config, self.environment, *self.root.glob("events.out.tfevents.*")):
+            path.unlink(missing_ok=True)
+        for folder in (self.last.parent, self.root):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def write_config(self, text: str) -> None:
         write_text(self.config, text)
@@ -86,8 +101,17 @@ class RunFolder:
         write_text(self.metrics, text.getvalue())
 
     def write_environment(self, device: torch.device, **facts: Any) -> None:
-        """Versions, hardware and git revision: what someone needs who wants the same numbers."""
-        write_text(self.environment, json.dumps(environment(device) | facts, indent=2) + "\n")
+        """Versions, hardware and git revision: what someone needs who wants the same numbers.
+
+        A resumed run keeps what it started on and lists what it went on with under "resumed".
+        """
+        now = environment(device) | facts
+        try:
+            before = json.loads(self.environment.read_text(encoding="utf-8"))
+            whole = before | {"resumed": [*before.get("resumed", []), now]}
+        except (OSError, ValueError, AttributeError, TypeError):
+            whole = now
+        write_text(self.environment, json.dumps(whole, indent=2) + "\n")
 
     def keep_best(self) -> None:
         """Makes the last checkpoint the best one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from sidebranch.engine.config import OptimConfig
-from sidebranch.errors import UserError
 
 ONE_CYCLE_START = 1 / 25  # share of the peak at the first step; torch's OneCycleLR has the same two constants
 ONE_CYCLE_END = 1e-4  # share of the start at the last step
@@ -27,18 +26,6 @@ def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
         passed = sum(step >= milestone * steps_per_epoch for milestone in optim.milestones)
         return optim.lr * rising * optim.gamma**passed
     return optim.lr * rising
-
-
-def check_schedule(optim: OptimConfig) -> None:
-    """Refuses what no schedule can be made of."""
-    if optim.epochs < 1:
-        raise UserError(f"optim.epochs is {optim.epochs}; train for at least 1")
-    if not 0 <= optim.warmup < 1:
-        raise UserError(f"optim.warmup is {optim.warmup}; it is a share of all steps, from 0 to below 1")
-    if not optim.lr > 0:
-        raise UserError(f"optim.lr is {optim.lr}; it must be above 0")
-    if optim.schedule == "multi_step" and not optim.milestones:
-        raise UserError("optim.schedule multi_step needs optim.milestones, e.g. [60, 120]; or take constant or cosine")
 
 
 def _one_cycle(step: int, total: int, warmup: float) -> float:

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from sidebranch.engine import Config, RunFolder, recipe
+from sidebranch.engine.config import as_dict, differences
 from sidebranch.errors import UserError
 
 
@@ -58,11 +59,14 @@ def read_record(folder: RunFolder) -> Record:
     """Reads a run folder in which at least one epoch is done."""
     if not folder.config.is_file() or not folder.metrics.is_file():
         raise UserError(f"'{folder.root}' is no run folder with a finished epoch: it lacks config.yaml or metrics.csv")
-    with open(folder.metrics, encoding="utf-8", newline="") as file:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
-    if not rows:
-        raise UserError(f"'{folder.metrics}' has no rows: no epoch is finished")
+    try:
+        with open(folder.metrics, encoding="utf-8", newline="") as file:
+            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"metrics.csv or environment.json of '{folder.root}' cannot be read: {error}") from error
+    if not rows or "val/top1/main" not in rows[-1]:
+        raise UserError(f"'{folder.metrics}' has no row with the error of main: no epoch is finished")
     return Record(folder, recipe.load(folder.config), rows, environment)
 
 
@@ -71,21 +75,35 @@ def label(method: str) -> str:
     return method if method == "baseline" else method.upper()
 
 
-def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records under their methods, in the order in which these first come."""
+def by_kind(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Runs that differ in nothing but the seed, under a name that tells them from the others.
+
+    The name is the method, and what else differs from the first record: "DHM, optim.lr 0.05".
+
+    Raises:
+        UserError: a run is given twice.
+    """
     groups: dict[str, list[Record]] = {}
+    first = as_dict(records[0].config)
     for record in records:
-        groups.setdefault(record.config.method, []).append(record)
+        changed = [
+            each for each in differences(first, as_dict(record.config)) if not each.startswith(("method:", "seed:"))
+        ]
+        told = [f"{key} {values.split(' -> ')[-1]}" for key, values in (each.split(": ", 1) for each in changed)]
+        group = groups.setdefault(", ".join([label(record.config.method), *told]), [])
+        if any(record.folder.root.resolve() == other.folder.root.resolve() for other in group):
+            raise UserError(f"the run '{record.folder.root}' is given twice")
+        group.append(record)
     return groups
 
 
 def summarise(records: Sequence[Record]) -> dict[str, dict[str, Spread]]:
-    """Method to classifier to its final top-1 error over the seeds, in percent."""
+    """Kind of run to classifier to its final top-1 error over the seeds, in percent."""
     summary: dict[str, dict[str, Spread]] = {}
-    for method, group in by_method(records).items():
+    for kind, group in by_kind(records).items():
         columns = group[0].columns
         errors = {column: [record.error(column) for record in group] for column in columns}
-        summary[method] = {column: spread(values) for column, values in errors.items()}
+        summary[kind] = {column: spread(values) for column, values in errors.items()}
     return summary
 
 

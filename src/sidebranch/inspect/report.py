@@ -10,7 +10,7 @@ from sidebranch.engine.config import as_dict, differences
 from sidebranch.engine.files import write_text
 from sidebranch.errors import UserError
 from sidebranch.inspect.curves import final_errors, training_curves
-from sidebranch.inspect.record import Record, by_method, label, spread, summarise
+from sidebranch.inspect.record import Record, by_kind, label, spread, summarise
 
 METHODS = {
     "baseline": "no side branches",
@@ -73,23 +73,21 @@ def page(records: Sequence[Record], title: str) -> str:
 
 def verdict(records: Sequence[Record]) -> str:
     """What was measured, in a sentence."""
-    summary = summarise(records)
+    groups, summary = by_kind(records), summarise(records)
+    head = f"Top-1 error of the shipped backbone ({_seeds(max(len(group) for group in groups.values()))}): "
     if "baseline" not in summary or len(summary) < 2:
-        method, errors = next(iter(summary.items()))
-        main = errors["main"]
-        return f"{label(method)}: the shipped backbone's top-1 error is {main} % ({_seeds(main.count)})."
+        return head + "; ".join(f"{kind} {errors['main']} %" for kind, errors in summary.items()) + "."
     baseline = summary.pop("baseline")["main"]
-    groups = by_method(records)
     of_baseline = {record.config.seed: record.error("main") for record in groups["baseline"]}
     sentences = []
-    for method, errors in summary.items():
+    for kind, errors in summary.items():
         gain = baseline.mean - errors["main"].mean
         change = f"{abs(gain):.2f} points {'lower' if gain > 0 else 'higher'}" if abs(gain) >= 0.005 else "the same"
-        paired = [record for record in groups[method] if record.config.seed in of_baseline]
+        paired = [record for record in groups[kind] if record.config.seed in of_baseline]
         lower = sum(record.error("main") < of_baseline[record.config.seed] for record in paired)
         among = f", lower with {lower} of {len(paired)} seeds" if len(paired) > 1 else ""
-        sentences.append(f"{label(method)} {errors['main']} %, baseline {baseline} %: {change}{among}")
-    return f"Top-1 error of the shipped backbone ({_seeds(baseline.count)}): {'; '.join(sentences)}."
+        sentences.append(f"{kind} {errors['main']} %, baseline {baseline} %: {change}{among}")
+    return head + "; ".join(sentences) + "."
 
 
 def _seeds(count: int) -> str:
@@ -99,16 +97,17 @@ def _seeds(count: int) -> str:
 def _error_table(records: Sequence[Record]) -> str:
     summary = summarise(records)
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
-    lowest = {method: spread([record.lowest_error for record in group]) for method, group in by_method(records).items()}
-    rows = [["method", *columns, "main, lowest epoch", "seeds"]]
-    for method, errors in summary.items():
+    lowest = {kind: spread([record.lowest_error for record in group]) for kind, group in by_kind(records).items()}
+    rows = [["", *columns, "main, lowest epoch", "seeds"]]
+    for kind, errors in summary.items():
         cells = [str(errors[column]) if column in errors else "" for column in columns]
-        rows.append([label(method), *cells, str(lowest[method]), str(errors["main"].count)])
+        rows.append([kind, *cells, str(lowest[kind]), str(errors["main"].count)])
     return _table(rows)
 
 
 def _explanation(records: Sequence[Record]) -> str:
-    used = [f"<b>{label(method)}</b>: {METHODS[method]}" for method in by_method(records)]
+    methods = dict.fromkeys(record.config.method for record in records)
+    used = [f"<b>{label(method)}</b>: {METHODS[method]}" for method in methods]
     return (
         f"<p>{'; '.join(used)}. Errors are those after the last epoch, whose weights ship. The lowest epoch's is "
         "optimistic: it was chosen by looking at the validation images.</p>"

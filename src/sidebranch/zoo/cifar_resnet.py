@@ -59,7 +59,7 @@ class CifarResNet(Network):
         in_chans: channels of the images.
     """
 
-    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3, **_: Any) -> None:
+    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3) -> None:
         first, second, third = WIDTHS
         stages = {
             "conv1": nn.Conv2d(in_chans, first, 3, 1, 1, bias=False),

@@ -108,7 +108,7 @@ class CifarDenseNet(Network):
         in_chans: channels of the images.
     """
 
-    def __init__(self, layout: Layout, num_classes: int = 10, in_chans: int = 3, **_: Any) -> None:
+    def __init__(self, layout: Layout, num_classes: int = 10, in_chans: int = 3) -> None:
         chain = _Chain(2 * GROWTH if layout.bottleneck else 16, GROWTH, layout.bottleneck)
         stages: dict[str, nn.Module] = {"conv1": nn.Conv2d(in_chans, chain.channels, 3, 1, 1, bias=False)}
         forks: dict[str, int] = {}

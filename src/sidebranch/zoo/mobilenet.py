@@ -52,7 +52,7 @@ class MobileNet(Network):
         in_chans: channels of the images.
     """
 
-    def __init__(self, stem_stride: int, num_classes: int = 10, in_chans: int = 3, **_: Any) -> None:
+    def __init__(self, stem_stride: int, num_classes: int = 10, in_chans: int = 3) -> None:
         stages = {
             "conv": nn.Conv2d(in_chans, 32, 3, stem_stride, 1, bias=False),
             "norm": nn.BatchNorm2d(32),

@@ -1,0 +1,47 @@
+"""Refuses a config that cannot work, before anything is read or written."""
+
+from __future__ import annotations
+
+from sidebranch.engine.config import Config
+from sidebranch.errors import UserError
+
+
+def check(config: Config) -> None:
+    """Ranges of single fields, and pairs of fields that do not go together.
+
+    Raises:
+        UserError: names the first field that is wrong, and what would be right.
+    """
+    data, optim, objective, runtime = config.data, config.optim, config.objective, config.runtime
+    ranges = [
+        ("seed", config.seed, 0 <= config.seed < 2**63, "from 0 to 2^63 - 1"),
+        ("data.batch_size", data.batch_size, data.batch_size >= 1, "at least 1"),
+        ("data.limit", data.limit, data.limit >= 0, "a number of images, or 0 for all"),
+        ("data.padding", data.padding, 0 <= data.padding <= 512, "a number of pixels up to 512, or 0 for no cropping"),
+        ("data.corrupt_rate", data.corrupt_rate, 0 <= data.corrupt_rate <= 1, "a share from 0 to 1"),
+        ("data.image_size", data.image_size, data.image_size >= 1, "at least 1"),
+        ("data.resize", data.resize, data.resize >= data.image_size, "at least data.image_size"),
+        ("data.workers", data.workers, data.workers >= 0, "0 or more"),
+        ("objective.mimicry", objective.mimicry, objective.mimicry >= 0, "0 or more"),
+        ("objective.temperature", objective.temperature, objective.temperature > 0, "above 0"),
+        ("objective.label_smoothing", objective.label_smoothing, 0 <= objective.label_smoothing < 1, "0 to below 1"),
+        ("optim.lr", optim.lr, optim.lr > 0, "above 0"),
+        ("optim.epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
+        ("optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "from 0 to below 1"),
+        ("optim.nesterov", optim.nesterov, not optim.nesterov or optim.momentum > 0, "false where momentum is 0"),
+        ("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
+        ("optim.betas", optim.betas, all(0 <= beta < 1 for beta in optim.betas), "two numbers from 0 to below 1"),
+        ("optim.warmup", optim.warmup, 0 <= optim.warmup < 1, "a share of all steps, from 0 to below 1"),
+        ("optim.ema", optim.ema, 0 <= optim.ema < 1, "a decay such as 0.999, or 0 for none"),
+        ("optim.clip", optim.clip, optim.clip >= 0, "a largest norm, or 0 for none"),
+        ("runtime.devices", runtime.devices, runtime.devices >= 1, "at least 1"),
+        ("runtime.num_nodes", runtime.num_nodes, runtime.num_nodes >= 1, "at least 1"),
+        ("runtime.log_every", runtime.log_every, runtime.log_every >= 1, "at least 1"),
+    ]
+    for name, value, good, wanted in ranges:
+        if not good:
+            raise UserError(f"{name} is {value}; it must be {wanted}")
+    if optim.schedule == "multi_step" and not optim.milestones:
+        raise UserError("optim.schedule multi_step needs optim.milestones, e.g. [60, 120]; or take constant or cosine")
+    if runtime.compile and runtime.checkpoint_activations:
+        raise UserError("runtime.compile and runtime.checkpoint_activations do not go together; take one of them")
