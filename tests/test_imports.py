@@ -35,7 +35,18 @@ ALLOWED = {
 }
 # The core works in anyone's loop with torch alone (jaxtyping is annotation).
 TORCH_ONLY = {"errors", "seeding", "objective", "sampling", "model", "branches", "metrics"}
-STANDARD = {"__future__", "collections", "dataclasses", "difflib", "functools", "hashlib", "math", "typing", "torch"}
+STANDARD = {
+    "__future__",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "difflib",
+    "functools",
+    "hashlib",
+    "math",
+    "typing",
+    "torch",
+}
 
 
 def imports_of(source: str, package: str) -> set[str]:

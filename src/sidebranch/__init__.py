@@ -1,16 +1,18 @@
 """Train image classifiers with side branches, ship them without."""
 
 from sidebranch.attach import attach
+from sidebranch.branches import BranchCheck, check_branches, pooled_head
 from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel, Outputs, SideBranch
 from sidebranch.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
 from sidebranch.sampling import Bernoulli, Categorical, Draw, Fixed
-from sidebranch.zoo import load_reference
+from sidebranch.zoo import block_branch, load_reference
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Bernoulli",
+    "BranchCheck",
     "BranchedModel",
     "Categorical",
     "Draw",
@@ -22,9 +24,12 @@ __all__ = [
     "UserError",
     "attach",
     "baseline",
+    "block_branch",
+    "check_branches",
     "dhm",
     "dks",
     "dsl",
     "kd",
     "load_reference",
+    "pooled_head",
 ]

@@ -6,6 +6,7 @@ Post-activation basic blocks in three stages of 16, 32 and 64 channels. A shortc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,9 +14,11 @@ from jaxtyping import Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from sidebranch.branches import Tail
 from sidebranch.model import SideBranch
-from sidebranch.zoo.network import Network, config_of, side_branch
+from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
 
+STAGES = ("layer1", "layer2", "layer3")
 WIDTHS = (16, 32, 64)
 DEPTHS = (20, 32, 44, 56, 110, 1202)
 
@@ -69,9 +72,23 @@ class CifarResNet(Network):
             "layer2": stage(blocks, first, second, 2),
             "layer3": stage(blocks, second, third, 2),
         }
-        forks = {"layer1": first, "layer2": second, "layer3": third}
-        super().__init__(stages, third, num_classes, forks=forks)
+        super().__init__(stages, third, num_classes, forks=dict(zip(STAGES, WIDTHS, strict=True)))
         self.blocks = blocks
+
+
+def blocks_after(backbone: CifarResNet, at: str) -> tuple[int, ...]:
+    """Main's blocks in each stage after a fork."""
+    return (backbone.blocks,) * (3 - stage_after(at, STAGES))
+
+
+def tail_after(backbone: CifarResNet, at: str, width: float, blocks: Sequence[int]) -> Tail:
+    """Stages of main's kind after a fork, `width` times as wide, with these numbers of blocks."""
+    start = stage_after(at, STAGES)
+    stages, channels = {}, WIDTHS[start - 1]
+    for name, planes, count in zip(STAGES[start:], WIDTHS[start:], blocks, strict=True):
+        stages[name] = stage(count, channels, int(planes * width), 2)
+        channels = int(planes * width)
+    return fresh_tail(stages, channels, backbone.num_classes)
 
 
 def side_branches(backbone: CifarResNet) -> list[SideBranch]:
@@ -81,13 +98,10 @@ def side_branches(backbone: CifarResNet) -> list[SideBranch]:
     half, rounded up.
     """
     n = backbone.blocks
-    first, second, third = WIDTHS
-    n_second = n // 2 if n >= 18 else n
-    near = {"layer3": stage(n, second, 2 * third, 2)}
-    far = {"layer2": stage(n_second, first, second, 2), "layer3": stage((n + 1) // 2, second, third, 2)}
+    far = (n // 2 if n >= 18 else n, (n + 1) // 2)
     return [
-        side_branch("b1", "layer2", near, 2 * third, backbone.num_classes),
-        side_branch("b2", "layer1", far, third, backbone.num_classes),
+        SideBranch("b1", "layer2", tail_after(backbone, "layer2", 2, (n,))),
+        SideBranch("b2", "layer1", tail_after(backbone, "layer1", 1, far)),
     ]
 
 

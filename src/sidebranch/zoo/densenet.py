@@ -6,6 +6,7 @@ Module names are those of the papers' public checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,11 +16,12 @@ from jaxtyping import Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from sidebranch.branches import Tail
 from sidebranch.model import SideBranch
-from sidebranch.zoo.network import Network, config_of, side_branch
+from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
 
 GROWTH = 12
-WIDE_GROWTH = 36  # of b1
+FORKS = ("transition1", "transition2", "layer3")
 
 
 @dataclass(frozen=True)
@@ -121,21 +123,30 @@ class CifarDenseNet(Network):
         self.layout = layout
 
 
+def blocks_after(backbone: CifarDenseNet, at: str) -> tuple[int, ...]:
+    """Main's layers in each dense block after a fork."""
+    return (backbone.layout.main,) * (3 - stage_after(at, FORKS))
+
+
+def tail_after(backbone: CifarDenseNet, at: str, width: float, blocks: Sequence[int]) -> Tail:
+    """Dense blocks of main's kind after a fork, with `width` times the growth and these numbers of layers."""
+    place = stage_after(at, FORKS)
+    transition = cast(Transition, backbone.get_submodule(at))
+    chain = _Chain(transition.conv.out_channels, int(GROWTH * width), backbone.layout.bottleneck)
+    stages: dict[str, nn.Module] = {}
+    for number, layers in enumerate(blocks, place + 1):
+        stages[f"layer{number}"] = chain.block(layers)
+        if number < 3:
+            stages[f"transition{number}"] = chain.transition()
+    return fresh_tail(stages, chain.channels, backbone.num_classes, norm=True)
+
+
 def side_branches(backbone: CifarDenseNet) -> list[SideBranch]:
     """b1 after transition 2, its layers three times as wide; b2 after transition 1, thinned in depth."""
-    layout, classes = backbone.layout, backbone.num_classes
-    first, second = (cast(Transition, backbone.get_submodule(f"transition{place}")) for place in (1, 2))
-    near = _Chain(second.conv.out_channels, WIDE_GROWTH, layout.bottleneck)
-    near_stages = {"layer3": near.block(layout.b1)}
-    far = _Chain(first.conv.out_channels, GROWTH, layout.bottleneck)
-    far_stages = {
-        "layer2": far.block(layout.b2[0]),
-        "transition2": far.transition(),
-        "layer3": far.block(layout.b2[1]),
-    }
+    layout = backbone.layout
     return [
-        side_branch("b1", "transition2", near_stages, near.channels, classes, norm=True),
-        side_branch("b2", "transition1", far_stages, far.channels, classes, norm=True),
+        SideBranch("b1", "transition2", tail_after(backbone, "transition2", 3, (layout.b1,))),
+        SideBranch("b2", "transition1", tail_after(backbone, "transition1", 1, layout.b2)),
     ]
 
 

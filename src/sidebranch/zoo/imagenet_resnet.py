@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -9,6 +10,7 @@ from torch import nn
 
 from sidebranch.branches import Tail
 from sidebranch.model import SideBranch
+from sidebranch.zoo.network import stage_after
 
 Block = BasicBlock | Bottleneck
 
@@ -20,34 +22,52 @@ LAYOUTS: dict[tuple[type[Block], tuple[int, ...]], tuple[tuple[int, ...], ...]] 
     (Bottleneck, (3, 4, 23, 3)): ((3,), (12, 2)),  # ResNet-101
     (Bottleneck, (3, 8, 36, 3)): ((3,), (18, 2)),  # ResNet-152
 }
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 PLANES = (64, 128, 256, 512)
 
 
 def side_branches(backbone: ResNet) -> list[SideBranch] | None:
     """b1 after stage 3, twice as wide; b2 after stage 2 and b3 after stage 1, thinned in depth.
 
-    Initialised as timm initialises its ResNets. None for a ResNet that is not one of the papers'.
+    None for a ResNet that is not one of the papers'.
     """
-    stages = [cast(nn.Sequential, backbone.get_submodule(f"layer{i}")) for i in range(1, 5)]
-    block = cast("type[Block]", type(stages[0][0]))
-    layouts = LAYOUTS.get((block, tuple(map(len, stages))))
+    block = _block(backbone)
+    layouts = LAYOUTS.get((block, _blocks(backbone)))
     if layouts is None or not _is_plain(backbone, block):
         return None
     branches = []
     for place, blocks in enumerate(layouts, 1):
-        first = 4 - len(blocks)  # index of the branch's first stage
-        planes: list[int] = list(PLANES[first:])
-        if place == 1:
-            planes[-1] *= 2
-        channels = PLANES[first - 1] * block.expansion
-        tail = {}
-        for number, (count, width) in enumerate(zip(blocks, planes, strict=True), first + 1):
-            tail[f"layer{number}"] = _stage(block, count, channels, width)
-            channels = width * block.expansion
-        body = Tail(tail, channels, backbone.num_classes)
-        _initialise(body)
-        branches.append(SideBranch(f"b{place}", f"layer{first}", body))
+        at = f"layer{4 - place}"
+        branches.append(SideBranch(f"b{place}", at, tail_after(backbone, at, 2 if place == 1 else 1, blocks)))
     return branches
+
+
+def blocks_after(backbone: ResNet, at: str) -> tuple[int, ...]:
+    """Main's blocks in each stage after a fork."""
+    return _blocks(backbone)[stage_after(at, STAGES) :]
+
+
+def tail_after(backbone: ResNet, at: str, width: float, blocks: Sequence[int]) -> Tail:
+    """Stages of main's kind after a fork, `width` times as wide, with these numbers of blocks.
+
+    Initialised as timm initialises its ResNets.
+    """
+    start, block = stage_after(at, STAGES), _block(backbone)
+    stages, channels = {}, PLANES[start - 1] * block.expansion
+    for name, planes, count in zip(STAGES[start:], PLANES[start:], blocks, strict=True):
+        stages[name] = _stage(block, count, channels, int(planes * width))
+        channels = int(planes * width) * block.expansion
+    body = Tail(stages, channels, backbone.num_classes)
+    _initialise(body)
+    return body
+
+
+def _block(backbone: ResNet) -> type[Block]:
+    return cast("type[Block]", type(backbone.get_submodule("layer4.0")))
+
+
+def _blocks(backbone: ResNet) -> tuple[int, ...]:
+    return tuple(len(cast(nn.Sequential, backbone.get_submodule(name))) for name in STAGES)
 
 
 def _is_plain(backbone: ResNet, block: type[Block]) -> bool:

@@ -8,14 +8,19 @@ branches are unpublished, so the re-ID branches, which follow the three rules, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from sidebranch.branches import Tail
 from sidebranch.model import SideBranch
-from sidebranch.zoo.network import Network, config_of, side_branch
+from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
 
+STAGES = ("layer1", "layer2", "layer3", "layer4", "layer5")
+WIDTHS = (64, 128, 256, 512, 1024)
+LAYERS = (1, 2, 2, 6, 2)
 STEM_STRIDES = {"cifar_mobilenet": 1, "reid_mobilenet": 2}
 
 # timm looks for this name in the module of a registered model.
@@ -53,27 +58,38 @@ class MobileNet(Network):
     """
 
     def __init__(self, stem_stride: int, num_classes: int = 10, in_chans: int = 3) -> None:
-        stages = {
+        stages: dict[str, nn.Module] = {
             "conv": nn.Conv2d(in_chans, 32, 3, stem_stride, 1, bias=False),
             "norm": nn.BatchNorm2d(32),
             "relu": nn.ReLU(),
-            "layer1": stage(1, 32, 64, 1),
-            "layer2": stage(2, 64, 128),
-            "layer3": stage(2, 128, 256),
-            "layer4": stage(6, 256, 512),
-            "layer5": stage(2, 512, 1024),
         }
-        forks = {"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512, "layer5": 1024}
-        super().__init__(stages, 1024, num_classes, forks=forks)
+        channels = 32
+        for place, name in enumerate(STAGES):
+            stages[name] = stage(LAYERS[place], channels, WIDTHS[place], 1 if place == 0 else 2)
+            channels = WIDTHS[place]
+        super().__init__(stages, channels, num_classes, forks=dict(zip(STAGES, WIDTHS, strict=True)))
+
+
+def blocks_after(backbone: MobileNet, at: str) -> tuple[int, ...]:
+    """Main's separable convolutions in each stage after a fork."""
+    return LAYERS[stage_after(at, STAGES) :]
+
+
+def tail_after(backbone: MobileNet, at: str, width: float, blocks: Sequence[int]) -> Tail:
+    """Stages of main's kind after a fork, `width` times as wide, with these numbers of separable convolutions."""
+    start = stage_after(at, STAGES)
+    stages, channels = {}, WIDTHS[start - 1]
+    for name, planes, count in zip(STAGES[start:], WIDTHS[start:], blocks, strict=True):
+        stages[name] = stage(count, channels, int(planes * width))
+        channels = int(planes * width)
+    return fresh_tail(stages, channels, backbone.num_classes)
 
 
 def side_branches(backbone: MobileNet) -> list[SideBranch]:
     """b1 after the 512-channel layers, twice as wide; b2 after the 256-channel layers, thinned in depth."""
-    near = {"layer5": stage(2, 512, 2048)}
-    far = {"layer4": stage(4, 256, 512), "layer5": stage(2, 512, 1024)}
     return [
-        side_branch("b1", "layer4", near, 2048, backbone.num_classes),
-        side_branch("b2", "layer3", far, 1024, backbone.num_classes),
+        SideBranch("b1", "layer4", tail_after(backbone, "layer4", 2, (2,))),
+        SideBranch("b2", "layer3", tail_after(backbone, "layer3", 1, (4, 2))),
     ]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from sidebranch.branches import Tail, conv_weights_by_fan_out
-from sidebranch.model import SideBranch
+from sidebranch.errors import UserError, nearest
 
 
 class Network(Tail):
@@ -48,13 +48,18 @@ class Network(Tail):
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
 
-def side_branch(
-    name: str, at: str, stages: Mapping[str, nn.Module], channels: int, num_classes: int, norm: bool = False
-) -> SideBranch:
-    """A branch made of a network's own kind of stages, freshly initialised as the network was."""
+def fresh_tail(stages: Mapping[str, nn.Module], channels: int, num_classes: int, norm: bool = False) -> Tail:
+    """A branch's body of a network's own kind of stages, freshly initialised as the network was."""
     body = Tail(stages, channels, num_classes, norm)
     conv_weights_by_fan_out(body)
-    return SideBranch(name, at, body)
+    return body
+
+
+def stage_after(at: str, forks: Sequence[str]) -> int:
+    """The place, from 0, of the first stage after a fork."""
+    if at not in forks[:-1]:
+        raise UserError(f"'{at}' is no fork of this network; {nearest(at, forks[:-1])}")
+    return list(forks).index(at) + 1
 
 
 def config_of(first_conv: str, num_classes: int = 10, size: int = 32, **more: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ normalisation. Module names are those of the papers' public checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,10 +14,12 @@ from jaxtyping import Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from sidebranch.branches import Tail
 from sidebranch.model import SideBranch
-from sidebranch.zoo.network import Network, config_of, side_branch
+from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
 
 STEM = 16
+STAGES = ("layer1", "layer2", "layer3")
 SIZES = {"wrn_16_8": (2, 8), "wrn_28_4": (4, 4), "wrn_28_10": (4, 10)}
 
 # timm looks for this name in the module of a registered model.
@@ -36,7 +39,7 @@ class WideBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout(drop_rate)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        changes = in_channels != channels
+        changes = in_channels != channels or stride != 1
         self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
@@ -77,15 +80,27 @@ class WideResNet(Network):
         self.blocks, self.widths, self.drop_rate = blocks, (first, second, third), drop_rate
 
 
+def blocks_after(backbone: WideResNet, at: str) -> tuple[int, ...]:
+    """Main's blocks in each stage after a fork."""
+    return (backbone.blocks,) * (3 - stage_after(at, STAGES))
+
+
+def tail_after(backbone: WideResNet, at: str, width: float, blocks: Sequence[int]) -> Tail:
+    """Stages of main's kind after a fork, `width` times as wide, with these numbers of blocks; dropout as in main."""
+    start = stage_after(at, STAGES)
+    stages, channels = {}, backbone.widths[start - 1]
+    for name, planes, count in zip(STAGES[start:], backbone.widths[start:], blocks, strict=True):
+        stages[name] = stage(count, channels, int(planes * width), 2, backbone.drop_rate)
+        channels = int(planes * width)
+    return fresh_tail(stages, channels, backbone.num_classes, norm=True)
+
+
 def side_branches(backbone: WideResNet) -> list[SideBranch]:
-    """b1 after stage 2, twice as wide; b2 after stage 1, its last stage half as deep. They drop out as main does."""
-    n, drop, classes = backbone.blocks, backbone.drop_rate, backbone.num_classes
-    first, second, third = backbone.widths
-    near = {"layer3": stage(n, second, 2 * third, 2, drop)}
-    far = {"layer2": stage(n, first, second, 2, drop), "layer3": stage(n // 2, second, third, 2, drop)}
+    """b1 after stage 2, twice as wide; b2 after stage 1, its last stage half as deep."""
+    n = backbone.blocks
     return [
-        side_branch("b1", "layer2", near, 2 * third, classes, norm=True),
-        side_branch("b2", "layer1", far, third, classes, norm=True),
+        SideBranch("b1", "layer2", tail_after(backbone, "layer2", 2, (n,))),
+        SideBranch("b2", "layer1", tail_after(backbone, "layer1", 1, (n, n // 2))),
     ]
 
 
