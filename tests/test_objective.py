@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sidebranch as sb
+from sidebranch.objective import mimicry_matrix
 
 NAMES = ("main", "b1", "b2")
 
@@ -116,6 +117,14 @@ def test_no_gradient_reaches_a_teacher():
     assert logits[0].grad.abs().sum() > 0
     assert logits[1].grad.abs().sum() == 0
     assert logits[2].grad.abs().sum() == 0
+
+
+def test_the_mimicry_matrix_alone_gives_teachers_no_gradient():
+    teachers = torch.randn(2, 4, 3).softmax(-1).requires_grad_()
+    students = torch.randn(2, 4, 3).log_softmax(-1).requires_grad_()
+    mimicry_matrix(teachers, students).sum().backward()
+    assert teachers.grad is None
+    assert students.grad is not None
 
 
 def test_gradient_equals_that_of_the_code_s_kullback_leibler_form():
