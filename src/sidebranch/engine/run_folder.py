@@ -128,7 +128,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if cuda else f"{_processor()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if cuda else f"{_processor()}, threads: {torch.get_num_threads()}",
     }
 
 

@@ -123,7 +123,7 @@ def _curve_caption(records: Sequence[Record]) -> str:
 
 
 def _run_table(records: Sequence[Record]) -> str:
-    rows = [["run", "network", "data", "epochs", "shipped", "in training", "minutes", "differs from the first run in"]]
+    rows = [["run", "network", "data", "epochs", "shipped", "in training", "minutes", "differs in"]]
     first = as_dict(records[0].config)
     for record in records:
         counts = record.environment.get("parameters", {})
