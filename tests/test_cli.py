@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -36,7 +37,7 @@ def test_train_eval_and_report_agree(capsys):
     assert Path(folder, "model.safetensors").exists()
     assert "<svg" in Path(folder, "report.html").read_text()
     assert max(map(len, out.splitlines())) <= 80
-    last = out.splitlines()[-2].split()
+    last = out.splitlines()[-3].split()
     status, out, _ = run(capsys, "eval", folder)
     assert status == 0
     errors = [float(found) for found in re.findall(r"(?:main|b1|b2|ensemble) +│ +([\d.]+)", out)]
@@ -72,6 +73,18 @@ def test_resume_finds_the_run_by_recipe_or_by_folder(capsys):
     status, _, err = run(capsys, "train", "digits/demo", "--seed", "7", "--resume")
     assert status == 2
     assert "no checkpoint 'runs/digits-demo-dhm-seed7/checkpoints/last.ckpt'" in err
+
+
+def test_an_unfinished_run_is_pointed_out_and_found_by_resume(capsys):
+    run(capsys, "train", "digits/demo", *QUICK)
+    Path("runs/digits-demo-dhm-seed0/model.safetensors").unlink()
+    _, out, _ = run(capsys, "train", "digits/demo", *QUICK)
+    assert "'runs/digits-demo-dhm-seed0' holds an unfinished run of this config: --resume" in out
+    assert "run folder: runs/digits-demo-dhm-seed0-2\n" in out
+    status, out, _ = run(capsys, "train", "digits/demo", *QUICK, "--resume")
+    assert status == 0
+    assert "run folder: runs/digits-demo-dhm-seed0\n" in out
+    assert "finished already" in out
 
 
 def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
@@ -141,6 +154,10 @@ def test_help(capsys, verb):
         (["train", "--seed", "1"], "train needs a recipe first"),
         (["train", "cifar100/resnt32"], "no recipe 'cifar100/resnt32', .* did you mean 'cifar100/resnet32'"),
         (["train", "digits/demo", "--optim.lrr", "1"], "unknown argument '--optim.lrr'; did you mean 'optim.lr'"),
+        (
+            ["train", "digits/demo", "--optim.epoch", "1"],
+            "unknown argument '--optim.epoch'; did you mean 'optim.epochs'",
+        ),
         (["train", "digits/demo", "--optim.lr", "fast"], "optim.lr is fast; it must be float"),
         (
             ["train", "digits/demo", "--method", "dsn"],
@@ -203,5 +220,8 @@ def test_export_of_a_run_is_what_the_run_shipped(capsys):
     with safe_open("again.safetensors", "pt") as again, safe_open("run/model.safetensors", "pt") as shipped:
         assert again.metadata() == shipped.metadata()
         assert again.metadata()["model"] == "cifar_resnet20"
+        assert json.loads(again.metadata()["mean"]) == [0.305]
+        assert json.loads(again.metadata()["input_size"]) == [1, 8, 8]
+        assert json.loads(again.metadata()["classes"]) == list("0123456789")
         assert set(again.keys()) == set(shipped.keys())
         assert all(torch.equal(again.get_tensor(key), shipped.get_tensor(key)) for key in again.keys())  # noqa: SIM118

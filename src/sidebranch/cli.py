@@ -120,7 +120,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    plain = partial(ArgumentParser, exit_on_error=False, formatter_class=_Help)
+    plain = partial(ArgumentParser, exit_on_error=False, allow_abbrev=False, formatter_class=_Help)
     parser = plain(prog="sidebranch", description="Train image classifiers with side branches, ship them without.")
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     train_usage = "sidebranch train RECIPE [--resume] [--output DIR] [--FIELD VALUE ...]"
@@ -136,8 +136,8 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     demo.add_argument("--output", type=str, default="demo", help="Folder for the runs and the report.")
     demo.add_argument("--seeds", type=int, default=5, help="Runs of each method.")
     run = verbs["train"]
-    run.add_argument("--output", type=str, default="", help="Run folder; default: runs/RECIPE-METHOD-seedSEED.")
-    run.add_argument("--resume", action="store_true", help="Go on where the run in that folder stopped.")
+    run.add_argument("--output", type=str, default="", help="Default: a new runs/RECIPE-METHOD-seedSEED.")
+    run.add_argument("--resume", action="store_true", help="Go on with the run of this config, or in --output.")
     evaluate = verbs["eval"]
     evaluate.add_argument("run", type=str, help="A run folder; with --weights, a recipe.")
     evaluate.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
@@ -165,7 +165,7 @@ def _train(parser: ArgumentParser, options: Namespace, recipe_name: str) -> int:
     train(config, folder, resume=options.resume, reporter=ConsoleReporter())
     if is_main_process():
         write_report([read_record(folder)], folder.report, folder.root.name)
-        print(f"the plain backbone: {folder.weights}")
+        print(f"the plain backbone: {folder.weights}\nthe page: {folder.report}")
     return 0
 
 
@@ -183,11 +183,15 @@ def _folder_of(output: str, source: Path, config: Config, resume: bool) -> RunFo
     base = Path("runs") / f"{config.name}-{config.method}-seed{config.seed}"
     names = [base, *(base.with_name(f"{base.name}-{count}") for count in range(2, 1000))]
     folders = [RunFolder(each) for each in names]
-    if not resume:
-        return next(folder for folder in folders if not folder.is_used())
     used = [folder for folder in folders if folder.is_used()]
     same = [folder for folder in used if is_of(folder, config)]
-    return [folders[0], *used, *same][-1]
+    unfinished = [folder for folder in same if not folder.weights.exists()]
+    if not resume:
+        if unfinished:
+            print(f"'{unfinished[-1].root}' holds an unfinished run of this config: --resume goes on with it.")
+            print("This is a new one.")
+        return next(folder for folder in folders if not folder.is_used())
+    return [folders[0], *used, *same, *unfinished][-1]
 
 
 def _eval(options: Namespace) -> int:
@@ -251,7 +255,7 @@ def _demo(options: Namespace) -> int:
     console = Console(highlight=False)
     console.print(
         "1,297 digits to learn from, half of their labels replaced at random;\n500 to be judged by. "
-        f"Training without side branches (baseline) and\nwith them (DHM), {options.seeds} seeds each.\n"
+        f"Training without side branches (baseline) and\nwith them (DHM); seeds: {options.seeds}.\n"
     )
     folders = run_grid(config, ("baseline", "dhm"), range(options.seeds), root, ConsoleReporter(table=False))
     records = [read_record(folder) for folder in folders]

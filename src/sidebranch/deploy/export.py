@@ -21,7 +21,9 @@ def export_run(folder: RunFolder, which: Literal["last", "best"], path: Path) ->
     state = checkpoint.load(folder.last if which == "last" else folder.best)
     network = build.build_network(build.untrained(config), state["num_classes"], state["in_chans"])
     checkpoint.restore(network, state["ema"] or state["model"], folder.root)
-    write_backbone(network.backbone, path, config.model.name, state["num_classes"], state["in_chans"])
+    write_backbone(
+        network.backbone, path, config.model.name, state["num_classes"], state["in_chans"], state.get("inputs")
+    )
     return config.model.name
 
 

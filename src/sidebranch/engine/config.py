@@ -74,7 +74,7 @@ class DataConfig:
             val/CLASS/*.jpg.
         root: where the data lie; CIFAR is downloaded there if it is missing.
         batch_size: images a step, over all devices together.
-        limit: train on the first so many images only; 0 takes all.
+        limit: train on the first so many images only (folder: so many of a fixed random order); 0 takes all.
         padding: pixels around the image before a random crop; 0 turns cropping off (digits and CIFAR).
         padding_mode: `zeros` (black) or `reflect`.
         flip: mirror half of the training images.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +47,15 @@ class Inputs:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What one must know to feed the trained network: size, normalisation of pixels in [0, 1], class names."""
+        scale = self.val.normalisation if isinstance(self.val, sources.ArraySplit) else sources.IMAGENET
+        known = {"input_size": list(self.shape), "mean": list(scale.mean), "std": list(scale.std)}
+        if self.config.name == "folder":
+            known["resize"] = self.config.resize
+        return {**known, "classes": list(self.classes)}
 
     def train_loader(self, device: torch.device, shard: sources.Shard = sources.Shard()) -> Loader:
         """Shuffled and augmented."""

@@ -132,6 +132,7 @@ class _Run:
         inputs = read_inputs(config.data, config.seed)
         self.num_classes, self.in_chans = len(inputs.classes), inputs.shape[0]
         self.train_images = len(inputs.train)
+        self.described = inputs.described
         self.train_loader = inputs.train_loader(self.device, shard)
         self.val_loader = inputs.val_loader(self.device, shard)
         resuming = folder.last.exists()  # the pretrained weights are in the checkpoint then
@@ -191,6 +192,7 @@ class _Run:
             "in_chans": self.in_chans,
             "names": list(self.names),
             "train_images": self.train_images,
+            "inputs": self.described,
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
@@ -220,6 +222,10 @@ class _Run:
             self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done + 1 if self.done else None)
             self._mend()
         self.reporter.say(self._summary())
+        if self.epoch == epochs:
+            self.reporter.say("finished already; a longer run is a new one, with more --optim.epochs")
+        elif self.done:
+            self.reporter.say(f"going on at epoch {self.epoch + 1}, step {self.step + 1}")
         self.reporter.start(columns_of(self.names), epochs, len(self.train_loader), self.done)
         for row in self.rows:
             self.reporter.epoch(row)
@@ -388,9 +394,8 @@ class _Run:
         """Writes the plain backbone, as the last epoch left it."""
         if self.fabric.is_global_zero:
             source = self.inner if self.ema is None else self.ema.module
-            write_backbone(
-                source.backbone, self.folder.weights, self.config.model.name, self.num_classes, self.in_chans
-            )
+            name = self.config.model.name
+            write_backbone(source.backbone, self.folder.weights, name, self.num_classes, self.in_chans, self.described)
 
     def _parameters(self) -> dict[str, int]:
         shipped = sum(each.numel() for each in self.inner.backbone.parameters())

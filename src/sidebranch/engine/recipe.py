@@ -77,7 +77,7 @@ def name_of(recipe: str) -> str:
 
 def config_parser(**options: Any) -> ArgumentParser:
     """A parser whose flags are the config's fields (`--optim.lr 0.05`) and that reads YAML files (`--config FILE`)."""
-    parser = ArgumentParser(exit_on_error=False, print_config="--print-config", **options)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config="--print-config", **options)
     parser.add_argument("--config", action="config", help="A YAML file laid over what stands left of it.")
     parser.add_class_arguments(Config, as_group=False)
     return parser

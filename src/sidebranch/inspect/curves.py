@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sidebranch.inspect.record import Record, by_kind
 
@@ -42,7 +43,8 @@ def training_curves(records: Sequence[Record]) -> str:
                     axes.plot(
                         epochs, errors, dashes, color=_colour(kind, place), alpha=alpha, linewidth=1.4, label=name
                     )
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] + 2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.22))
         return _svg(figure)
 

@@ -90,6 +90,8 @@ def by_kind(records: Sequence[Record]) -> dict[str, list[Record]]:
             each for each in differences(first, as_dict(record.config)) if not each.startswith(("method:", "seed:"))
         ]
         told = [f"{key} {values.split(' -> ')[-1]}" for key, values in (each.split(": ", 1) for each in changed)]
+        if len(told) > 2:  # another network or data set: its own name says it shorter
+            told = [record.folder.root.resolve().name]
         group = groups.setdefault(", ".join([label(record.config.method), *told]), [])
         if any(record.folder.root.resolve() == other.folder.root.resolve() for other in group):
             raise UserError(f"the run '{record.folder.root}' is given twice")

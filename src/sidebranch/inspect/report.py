@@ -98,7 +98,7 @@ def _error_table(records: Sequence[Record]) -> str:
     summary = summarise(records)
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
     lowest = {kind: spread([record.lowest_error for record in group]) for kind, group in by_kind(records).items()}
-    rows = [["", *columns, "main, lowest epoch", "seeds"]]
+    rows = [["", *columns, "main's lowest", "seeds"]]
     for kind, errors in summary.items():
         cells = [str(errors[column]) if column in errors else "" for column in columns]
         rows.append([kind, *cells, str(lowest[kind]), str(errors["main"].count)])
