@@ -8,13 +8,10 @@ resumed.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -34,24 +31,12 @@ from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.progress import Reporter, Silent
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.engine.schedule import learning_rate
+from sidebranch.engine.signals import Interrupted, collected
 from sidebranch.engine.weights import write_backbone
 from sidebranch.errors import UserError
 from sidebranch.seeding import seed_of
 
 Row = dict[str, float]
-
-
-class Interrupted(Exception):
-    """A signal stopped the run after a step; its checkpoint is written.
-
-    Attributes:
-        signal: its number.
-    """
-
-    def __init__(self, signal: int, epoch: int, step: int) -> None:
-        where = f"epoch {epoch + 1}, step {step}" if step else f"the end of epoch {epoch}"
-        super().__init__(f"stopped at {where}; everything is saved")
-        self.signal = signal
 
 
 def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: Reporter | None = None) -> list[Row]:
@@ -69,7 +54,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
     run = _Run(config, folder, fabric, reporter)
     if state is not None:
         run.restore(state)
-    with _signals() as signals, _closing(run):
+    with collected() as signals, _closing(run):
         return run.train(signals, resume)
 
 
@@ -412,27 +397,6 @@ class _Run:
             + f"{self.choices.precision}, {layout}"
             + f"\nrun folder: {self.folder.root}"
         )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, to be acted on after a step; a second SIGINT acts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,0 +1,43 @@
+"""Signals that stop a run: collected while it trains, acted on after a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after a step; its checkpoint is written.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int, epoch: int, step: int) -> None:
+        where = f"epoch {epoch + 1}, step {step}" if step else f"the end of epoch {epoch}"
+        super().__init__(f"stopped at {where}; everything is saved")
+        self.signal = signal
+
+
+@contextmanager
+def collected() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, to be acted on after a step; a second SIGINT acts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
