@@ -77,3 +77,11 @@ def test_what_trains_nothing_may_differ():
     other = replace(one, about="x", name="y", published={"dhm": 1.0}, runtime=replace(one.runtime, log_every=3))
     assert differences(as_dict(one), as_dict(other)) == []
     assert differences(as_dict(one), as_dict(replace(one, seed=1))) == ["seed: 0 -> 1"]
+
+
+def test_a_field_that_is_younger_than_a_run_had_its_default_there():
+    old = as_dict(Config())
+    del old["optim"]["clip"], old["seed"]
+    assert differences(old, as_dict(Config())) == []
+    changed = replace(Config(), optim=replace(Config().optim, clip=1.0))
+    assert differences(old, as_dict(changed)) == ["optim.clip: 0.0 -> 1.0"]

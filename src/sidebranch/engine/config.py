@@ -206,17 +206,22 @@ def as_dict(config: Config) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys of two configs of one run that differ, as "optim.lr: 0.1 -> 0.05"; those that train nothing may."""
-    found = []
-    for key in {**old, **new}:
-        if prefix + key in NOT_TRAINED:
-            continue
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before} -> {after}")
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The keys of two configs of one run that differ, as "optim.lr: 0.1 -> 0.05"; those that train nothing may.
+
+    A field that is younger than the old config had its default there.
+    """
+    before, after = _leaves(as_dict(Config())) | _leaves(old), _leaves(new)
+    keys = [key for key in {**before, **after} if key not in NOT_TRAINED and key.split(".")[0] not in NOT_TRAINED]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path to value; the groups of a config are opened, the dicts that are values are not."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        is_group = not prefix and isinstance(value, dict) and key != "published"
+        found |= _leaves(value, f"{key}.") if is_group else {prefix + key: value}
     return found
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -54,7 +53,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
     run = _Run(config, folder, fabric, reporter)
     if state is not None:
         run.restore(state)
-    with collected() as signals, _closing(run):
+    with collected() as signals, closing(run):
         return run.train(signals, resume)
 
 
@@ -100,8 +99,7 @@ def _state_to_resume(config: Config, folder: RunFolder) -> dict[str, Any] | None
     if folder.config.is_file() and not folder.last.exists():
         return None
     state = checkpoint.load(folder.last)
-    # A field that came after the checkpoint has its default there.
-    changed = differences({**as_dict(Config()), **state["config"]}, as_dict(config))
+    changed = differences(state["config"], as_dict(config))
     if changed:
         raise UserError(f"cannot resume '{folder.root}' under another config: {'; '.join(changed)}")
     return state
@@ -397,11 +395,3 @@ class _Run:
             + f"{self.choices.precision}, {layout}"
             + f"\nrun folder: {self.folder.root}"
         )
-
-
-@contextmanager
-def _closing(run: _Run) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        run.close()
