@@ -39,11 +39,13 @@ STANDARD = {
     "__future__",
     "collections",
     "contextlib",
+    "copy",
     "dataclasses",
     "difflib",
     "functools",
     "hashlib",
     "math",
+    "operator",
     "typing",
     "torch",
 }

@@ -231,7 +231,7 @@ def test_outputs_that_are_no_tensors_are_refused(images):
         ([sb.SideBranch("main", "stage2", nn.Identity())], "cannot be called 'main'"),
         ([sb.SideBranch("b1", "stage2", nn.Identity())] * 2, "cannot be called 'b1'"),
         ([sb.SideBranch("b.1", "stage2", nn.Identity())], "cannot be called 'b.1'"),
-        ("papers", "give 'paper' or a list"),
+        ("papers", "give 'paper', 'auto' or a list"),
         ("paper", "no side branches were published for Little"),
     ],
 )

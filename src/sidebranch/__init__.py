@@ -1,11 +1,11 @@
 """Train image classifiers with side branches, ship them without."""
 
 from sidebranch.attach import attach
-from sidebranch.branches import BranchCheck, check_branches, pooled_head
+from sidebranch.branches import BranchCheck, Grown, Growth, check_branches, grow, movable, pooled_head, small_input
 from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel, Outputs, SideBranch
 from sidebranch.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
-from sidebranch.sampling import Bernoulli, Categorical, Draw, Fixed
+from sidebranch.sampling import Bernoulli, Categorical, Draw, Fixed, MovingRoots
 from sidebranch.zoo import block_branch, load_reference
 
 __version__ = "0.1.0"
@@ -17,7 +17,10 @@ __all__ = [
     "Categorical",
     "Draw",
     "Fixed",
+    "Grown",
+    "Growth",
     "Loss",
+    "MovingRoots",
     "Objective",
     "Outputs",
     "SideBranch",
@@ -29,7 +32,10 @@ __all__ = [
     "dhm",
     "dks",
     "dsl",
+    "grow",
     "kd",
     "load_reference",
+    "movable",
     "pooled_head",
+    "small_input",
 ]

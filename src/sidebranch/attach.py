@@ -8,7 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from sidebranch.branches import check_branches
+from sidebranch.branches import Growth, check_branches, grow
+from sidebranch.branches.grow import own_sizes
 from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel, SideBranch
 from sidebranch.zoo import published
@@ -16,38 +17,50 @@ from sidebranch.zoo import published
 
 def attach(
     backbone: nn.Module,
-    branches: Literal["paper"] | Sequence[SideBranch] = "paper",
+    branches: Literal["paper", "auto"] | Sequence[SideBranch] | None = None,
     *,
     depth: int = 2,
+    at: Sequence[str] = (),
+    growth: Growth = Growth(),
     input_size: Sequence[int] | None = None,
 ) -> BranchedModel:
     """A model that trains the backbone with side branches.
 
     Args:
         backbone: images to logits [N, K]; it stays the module it is.
-        branches: "paper", those published for this network; or your own, from the one nearest the top to the furthest.
-        depth: how many of the published branches: 2 in the papers' main experiments, 3 where a third was published
-            (ResNet-18).
-        input_size: of an image: channels, height, width; a timm model knows its own. With it, branches of your own are
-            checked against the papers' three rules, and a warning says which are broken.
+        branches: "paper", those published for this network; "auto", grown from the backbone's own tail; or your own,
+            from the one nearest the top to the furthest. If left out, "paper" where there are any, else "auto".
+        depth: how many: 2 in the papers' main experiments, 3 where a third was published (ResNet-18).
+        at: for "auto": the paths of the modules to fork at, instead of `depth`.
+        growth: for "auto": how the branches differ from the backbone's tail. What cannot be done is warned of.
+        input_size: of an image: channels, height, width. Backbones whose sizes are constants (many transformers) grow
+            branches for this size; branches of your own are checked against the papers' three rules at it (a timm model
+            knows its own), and a warning says which are broken.
 
     Raises:
-        UserError: nothing was published for this network, or a branch does not fit it.
+        UserError: nothing was published for this network, it has no forks, or a branch does not fit it; it says why.
     """
-    if not isinstance(branches, str):
+    if branches is not None and not isinstance(branches, str):
         net = BranchedModel(backbone, branches)
-        size = input_size or _own_size(backbone)
+        size = input_size or _timm_size(backbone)
         if branches and size:
             _warn_of_broken_rules(net, size)
         return net
-    if branches != "paper":
-        raise UserError(f"branches='{branches}' is unknown; give 'paper' or a list of sb.SideBranch")
-    layout = published(backbone)
-    if layout is None:
+    if branches not in (None, "paper", "auto"):
+        raise UserError(f"branches='{branches}' is unknown; give 'paper', 'auto' or a list of sb.SideBranch")
+    if branches == "paper" and at:
+        raise UserError("the published branches have their own forks; `at` goes with branches='auto'")
+    layout = published(backbone) if branches != "auto" and not at else None
+    if layout is None and branches == "paper":
         raise UserError(
-            f"no side branches were published for {type(backbone).__name__}; "
-            f"give your own: branches=[sb.SideBranch('b1', at='layer3', body=...)]"
+            f"no side branches were published for {type(backbone).__name__}; branches='auto' grows some, or give "
+            f"your own: branches=[sb.SideBranch('b1', at='layer3', body=...)]"
         )
+    if layout is None:
+        grown = grow(backbone, at, count=depth, growth=growth, input_size=input_size)
+        for note in (note for each in grown for note in each.notes):
+            warnings.warn(note, stacklevel=2)
+        return BranchedModel(backbone, [each.branch for each in grown])
     if not 1 <= depth <= len(layout):
         raise UserError(f"depth is {depth}; for this network 1 to {len(layout)} side branches were published")
     like = next(backbone.parameters())
@@ -56,13 +69,9 @@ def attach(
     return BranchedModel(backbone, layout[:depth])
 
 
-def _own_size(backbone: nn.Module) -> Sequence[int] | None:
+def _timm_size(backbone: nn.Module) -> Sequence[int] | None:
     """The input size that timm gave the model, with the channels that its first convolution takes."""
-    config = getattr(backbone, "pretrained_cfg", None)
-    first = next((each for each in backbone.modules() if isinstance(each, nn.Conv2d)), None)
-    if not isinstance(config, dict) or "input_size" not in config or first is None:
-        return None
-    return (first.in_channels, *config["input_size"][1:])
+    return own_sizes(backbone)[0] if isinstance(getattr(backbone, "pretrained_cfg", None), dict) else None
 
 
 def _warn_of_broken_rules(net: BranchedModel, input_size: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ the branches fork; they record only while `BranchedModel.forward` runs and hold 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +50,20 @@ class SideBranch:
 
     Args:
         name: "b1" for the branch nearest the top, "b2" for the next, and so on.
-        at: the path of the backbone's module whose output it takes, as in `backbone.get_submodule(at)`.
+        at: the path of the backbone's module whose output it takes, as in `backbone.get_submodule(at)`; or several, of
+            outputs of one shape, between which the branch's root may move (Li & Chen 2020, section 3.2). It emerges
+            from the last of them where nothing else is said.
         body: from that output to logits [N, K], its own pool and classifier included.
     """
 
     name: str
-    at: str
+    at: str | Sequence[str]
     body: nn.Module
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where it may emerge from."""
+        return (self.at,) if isinstance(self.at, str) else tuple(self.at)
 
 
 class _Tap:
@@ -98,7 +105,8 @@ class BranchedModel(nn.Module):
     Attributes:
         backbone: the very module that came in.
         branches: an `nn.ModuleDict`, name to body.
-        forks: name to the path of the module it forks at.
+        forks: name to the path of the module it forks at, the last of its places.
+        places: name to the paths that its root may move over.
         names: ("main", "b1", ...).
     """
 
@@ -107,37 +115,48 @@ class BranchedModel(nn.Module):
         self.backbone = backbone
         self.branches = nn.ModuleDict()
         self.forks: dict[str, str] = {}
+        self.places: dict[str, tuple[str, ...]] = {}
         self._taps: dict[str, _Tap] = {}
         modules = dict(backbone.named_modules())
         for branch in branches:
             if not branch.name.isidentifier() or branch.name == "main" or branch.name in self.forks:
                 raise UserError(f"a branch cannot be called '{branch.name}'; name them b1, b2, ..., each once")
-            if branch.at not in modules or not branch.at:
-                raise UserError(f"branch '{branch.name}' forks at '{branch.at}', which {_unknown(branch.at, modules)}")
+            if not branch.places:
+                raise UserError(f"branch '{branch.name}' forks nowhere: give the path of a module of the backbone")
+            for at in branch.places:
+                if at not in modules or not at:
+                    raise UserError(f"branch '{branch.name}' forks at '{at}', which {_unknown(at, modules)}")
+                if at not in self._taps:
+                    self._taps[at] = _Tap(at)
+                    modules[at].register_forward_hook(self._taps[at].record)
             self.branches[branch.name] = branch.body
-            self.forks[branch.name] = branch.at
-            if branch.at not in self._taps:
-                self._taps[branch.at] = _Tap(branch.at)
-                modules[branch.at].register_forward_hook(self._taps[branch.at].record)
+            self.forks[branch.name] = branch.places[-1]
+            self.places[branch.name] = branch.places
 
     @property
     def names(self) -> tuple[str, ...]:
         return ("main", *self.forks)
 
-    def forward(self, images: Tensor, live: Sequence[str] | None = None) -> Outputs:
+    def forward(
+        self, images: Tensor, live: Sequence[str] | None = None, roots: Mapping[str, str] | None = None
+    ) -> Outputs:
         """The logits of the live classifiers.
 
         Args:
             images: what the backbone takes.
             live: the classifiers to compute, all if None. Main is always computed; a branch left out costs nothing.
+            roots: name to the one of the branch's places that it emerges from this time; the last if left out.
         """
         if isinstance(live, str):
             raise UserError(f"live is a sequence of names, such as ('main', '{live}'), not one")
         for name in live or ():
             if name not in self.names:
                 raise UserError(f"no classifier '{name}'; {nearest(name, self.names)}")
-        chosen = [name for name in self.forks if live is None or name in live]
-        taps = {self.forks[name]: self._taps[self.forks[name]] for name in chosen}
+        for name, at in (roots or {}).items():
+            if at not in self.places.get(name, ()):
+                raise UserError(f"'{at}' is no place of branch '{name}'; {nearest(at, self.places.get(name, ()))}")
+        forks = {name: (roots or {}).get(name, at) for name, at in self.forks.items() if live is None or name in live}
+        taps = {at: self._taps[at] for at in forks.values()}
         for tap in taps.values():
             tap.open()
         try:
@@ -148,8 +167,8 @@ class BranchedModel(nn.Module):
                 tap.close()
         if not isinstance(main, Tensor):
             raise UserError(f"the backbone gives a {type(main).__name__}, not one tensor of logits")
-        logits = (main, *(self.branches[name](features[self.forks[name]]) for name in chosen))
-        return Outputs(("main", *chosen), logits, self.names)
+        logits = (main, *(self.branches[name](features[at]) for name, at in forks.items()))
+        return Outputs(("main", *forks), logits, self.names)
 
     def release(self) -> nn.Module:
         """Takes the taps off and gives the backbone back, as it came; this model's branches work no more."""

@@ -8,7 +8,7 @@ Phi~ includes it).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -113,6 +113,40 @@ class Categorical:
         weights = torch.tensor(list(self.sets.values()), dtype=torch.float64)
         drawn = list(self.sets)[int(torch.multinomial(weights, 1, generator=random))]
         return _draw(names, chosen[drawn], self.drops)
+
+
+@dataclass(frozen=True)
+class MovingRoots:
+    """Which of its places each branch emerges from (Li & Chen 2020, section 3.2).
+
+    Args:
+        probabilities: name of a branch to one number a place of it, summing to 1; a branch that is not named draws from
+            its places evenly.
+        per: draw once an epoch or at every step.
+    """
+
+    probabilities: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    per: Per = "epoch"
+
+    def __post_init__(self) -> None:
+        _check_modes("branch", self.per)
+        for name, shares in self.probabilities.items():
+            if not shares or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
+                raise UserError(f"the probabilities {list(shares)} of {name}'s roots must be at least 0 and sum to 1")
+
+    def __call__(self, places: Mapping[str, Sequence[str]], *, seed: int, epoch: int, step: int) -> dict[str, str]:
+        """Name to place, from `BranchedModel.places`, for `BranchedModel.forward`."""
+        for name in self.probabilities:
+            if name not in places:
+                raise UserError(f"the probabilities of roots name no branch '{name}'; {nearest(name, places)}")
+        return {name: self._draw(name, at, seed, epoch, step) for name, at in places.items()}
+
+    def _draw(self, name: str, places: Sequence[str], seed: int, epoch: int, step: int) -> str:
+        shares = self.probabilities.get(name, [1 / len(places)] * len(places))
+        if len(shares) != len(places):
+            raise UserError(f"{name} has {len(places)} places to emerge from and {len(shares)} probabilities for them")
+        random = generator("root", name, seed, epoch, step if self.per == "step" else "all")
+        return places[int(torch.multinomial(torch.tensor(shares, dtype=torch.float64), 1, generator=random))]
 
 
 def _members(joined: str, names: Sequence[str]) -> tuple[str, ...]:

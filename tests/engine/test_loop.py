@@ -83,7 +83,7 @@ def test_the_shipped_file_is_the_backbone_and_loads_into_timm(digits_config, fol
     shipped = timm.create_model(
         "cifar_resnet20", num_classes=10, in_chans=1, checkpoint_path=str(folder.weights)
     ).eval()
-    net = build_network(digits_config, 10, 1).eval()
+    net = build_network(digits_config, 10, (1, 8, 8)).eval()
     net.load_state_dict(weights(folder))
     images = torch.randn(5, 1, 8, 8)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_baseline_trains_main_alone(digits_config, folder):
 
 def test_methods_start_from_the_same_backbone(digits_config):
     states = [
-        build_network(replace(digits_config, method=method), 10, 1).backbone.state_dict()
+        build_network(replace(digits_config, method=method), 10, (1, 8, 8)).backbone.state_dict()
         for method in ("baseline", "dhm")
     ]
     assert_same(*states)
@@ -184,8 +184,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(digits_config, folde
     kept = weights(folder)
     forward = sb.BranchedModel.forward
 
-    def poisoned(self, images, live=None):
-        out = forward(self, images, live)
+    def poisoned(self, images, live=None, roots=None):
+        out = forward(self, images, live, roots)
         if self.training:
             poisoned.calls += 1
             if poisoned.calls == 2:
@@ -230,7 +230,7 @@ def test_compiled_training_runs(digits_config, folder):
     [
         ({"model": {"name": "cifar_resnet33"}}, "no model 'cifar_resnet33'; did you mean 'cifar_resnet32'"),
         ({"model": {"options": {"colour": 3}}}, "timm cannot create 'resnet18'.*colour"),
-        ({"model": {"name": "vgg11"}}, "no side branches were published for vgg11"),
+        ({"model": {"name": "vgg11", "branches": "paper"}}, "no side branches were published for VGG; branches='auto'"),
         ({"data": {"limit": 5000}}, "data.limit is 5000, but there are only 1297"),
         ({"data": {"batch_size": 200, "drop_last": True}}, "drop_last leaves nothing"),
         ({"data": {"name": "folder", "root": "/nowhere"}}, "no folder '/nowhere'"),
@@ -239,7 +239,7 @@ def test_compiled_training_runs(digits_config, folder):
         ({"sampling": {"kind": "categorical", "sets": {"b1": 0.5, "b9": 0.5}}}, "no branch 'b9'"),
         (
             {"model": {"name": "vit_tiny_patch16_224"}},
-            "published for vit_tiny.*--method baseline",
+            "VisionTransformer does not take images of 1x8x8",
         ),
         ({"model": {"options": {"foo": 1}}}, "timm cannot create 'resnet18'.*foo"),
         ({"optim": {"epochs": 0}}, "optim.epochs is 0"),

@@ -1,7 +1,21 @@
 """How a side branch is made, and whether it keeps the papers' rules."""
 
+from sidebranch.branches.grow import Grown, Growth, grow, movable
 from sidebranch.branches.rules import BranchCheck, Measure, check_branches
 from sidebranch.branches.simple import pooled_head
+from sidebranch.branches.stem import small_input
 from sidebranch.branches.tail import Tail, conv_weights_by_fan_out
 
-__all__ = ["BranchCheck", "Measure", "Tail", "check_branches", "conv_weights_by_fan_out", "pooled_head"]
+__all__ = [
+    "BranchCheck",
+    "Grown",
+    "Growth",
+    "Measure",
+    "Tail",
+    "check_branches",
+    "conv_weights_by_fan_out",
+    "grow",
+    "movable",
+    "pooled_head",
+    "small_input",
+]

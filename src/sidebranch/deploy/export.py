@@ -19,7 +19,8 @@ def export_run(folder: RunFolder, which: Literal["last", "best"], path: Path) ->
         raise UserError(f"'{folder.root}' is no run folder: it has no config.yaml")
     config = recipe.load(folder.config)
     state = checkpoint.load(folder.last if which == "last" else folder.best)
-    network = build.build_network(build.untrained(config), state["num_classes"], state["in_chans"])
+    shape = (state["in_chans"], *state["inputs"]["input_size"][1:])
+    network = build.build_network(build.untrained(config), state["num_classes"], shape)
     checkpoint.restore(network, state["ema"] or state["model"], folder.root)
     write_backbone(
         network.backbone, path, config.model.name, state["num_classes"], state["in_chans"], state.get("inputs")
@@ -34,6 +35,7 @@ def export_reference(recipe_path: Path, weights: str, path: Path) -> str:
     if "fc.bias" not in state:
         raise UserError(f"'{weights}' has no classifier 'fc.bias': it is no checkpoint of the papers' public code")
     num_classes = len(state["fc.bias"])
-    network = load_reference(build.build_network(build.untrained(config), num_classes, IMAGE_CHANNELS), state)
+    shape = (IMAGE_CHANNELS, config.data.image_size, config.data.image_size)
+    network = load_reference(build.build_network(build.untrained(config), num_classes, shape), state)
     write_backbone(network.backbone, path, config.model.name, num_classes, IMAGE_CHANNELS)
     return config.model.name

@@ -12,12 +12,12 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from sidebranch import objective as objectives
 from sidebranch.attach import attach
+from sidebranch.branches import Growth, movable, small_input
 from sidebranch.engine.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, RuntimeConfig, SamplingConfig
 from sidebranch.errors import UserError, nearest
-from sidebranch.model import BranchedModel
+from sidebranch.model import BranchedModel, SideBranch
 from sidebranch.objective import Objective
-from sidebranch.sampling import Bernoulli, Categorical, Fixed, Sampler
-from sidebranch.zoo import published
+from sidebranch.sampling import Bernoulli, Categorical, Fixed, MovingRoots, Sampler
 
 
 def build_backbone(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
@@ -33,18 +33,63 @@ def build_backbone(config: ModelConfig, num_classes: int, in_chans: int) -> nn.M
         raise UserError(f"timm cannot create '{config.name}' with these options: {reason}") from error
 
 
-def build_network(config: Config, num_classes: int, in_chans: int) -> BranchedModel:
-    """The backbone, with branches unless the method is the baseline; its weights are a function of the seed."""
+def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> BranchedModel:
+    """The backbone, with branches unless the method is the baseline; its weights are a function of the seed.
+
+    Branches that start fresh are drawn as an untrained backbone's tail is, also where the backbone is pretrained.
+
+    Args:
+        config: of the run.
+        num_classes: K.
+        shape: of an image: channels, height, width.
+    """
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config.model, num_classes, in_chans)
+    copies = config.branches.init == "copy"
+    is_late = config.model.pretrained and config.method != "baseline" and not copies
+    backbone = _adapted(untrained(config).model if is_late else config.model, num_classes, shape[0])
+    net = _attached(backbone, config, shape)
+    if is_late:
+        trained = _adapted(config.model, num_classes, shape[0])
+        backbone.load_state_dict(trained.state_dict())
+    return net
+
+
+def _adapted(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
+    backbone = build_backbone(config, num_classes, in_chans)
+    return small_input(backbone) if config.small_input else backbone
+
+
+def _attached(backbone: nn.Module, config: Config, shape: Sequence[int]) -> BranchedModel:
     if config.method == "baseline":
         return attach(backbone, [])
-    if published(backbone) is None:
-        raise UserError(
-            f"no side branches were published for {config.model.name}; take a network of the papers (`sidebranch "
-            f"recipes`), --method baseline, or sb.attach with branches of your own"
-        )
-    return attach(backbone, config.model.branches, depth=config.model.depth)
+    model, wanted = config.model, config.branches
+    growth = Growth(wanted.depth, wanted.width, wanted.init)
+    kind = None if model.branches == "default" else model.branches
+    net = attach(backbone, kind, depth=model.depth, at=wanted.at, growth=growth, input_size=shape)
+    if wanted.roots == "end":
+        return net
+    net.release()
+    branches = [SideBranch(name, net.forks[name], body) for name, body in net.branches.items()]
+    return BranchedModel(backbone, movable(branches, backbone, shape))
+
+
+def new_layers(net: BranchedModel) -> list[nn.Module]:
+    """What has no pretrained weights: the branches and the classifier."""
+    classifier = net.backbone.get_classifier() if hasattr(net.backbone, "get_classifier") else ()  # pyright: ignore[reportCallIssue]
+    classifiers = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    return [*net.branches.values(), *(each for each in classifiers if isinstance(each, nn.Module))]
+
+
+def train_new_layers_only(net: BranchedModel, only: bool) -> None:
+    """Sets modes and gradients: all of it trains, or the new layers alone, the rest as it is at evaluation."""
+    net.train()
+    if only:
+        net.backbone.eval()
+    for parameter in net.backbone.parameters():
+        parameter.requires_grad_(not only)
+    for layer in new_layers(net):
+        layer.train()
+        layer.requires_grad_(True)
 
 
 def untrained(config: Config) -> Config:
@@ -70,6 +115,10 @@ def build_sampler(config: SamplingConfig, names: Sequence[str]) -> Sampler:
     if config.kind == "categorical":
         return Categorical(config.sets, config.drops, config.per)
     return Fixed()
+
+
+def build_roots(config: SamplingConfig) -> MovingRoots:
+    return MovingRoots(config.roots, config.per)
 
 
 def build_optimizer(config: OptimConfig, parameters: Iterable[Tensor]) -> Optimizer:

@@ -34,6 +34,12 @@ def check(config: Config) -> None:
         ("optim.warmup", optim.warmup, 0 <= optim.warmup < 1, "a share of all steps, from 0 to below 1"),
         ("optim.ema", optim.ema, 0 <= optim.ema < 1, "a decay such as 0.999, or 0 for none"),
         ("optim.clip", optim.clip, optim.clip >= 0, "a largest norm, or 0 for none"),
+        (
+            "optim.new_layers_epochs",
+            optim.new_layers_epochs,
+            0 <= optim.new_layers_epochs <= optim.epochs,
+            "from 0 to optim.epochs",
+        ),
         ("runtime.devices", runtime.devices, runtime.devices >= 1, "at least 1"),
         ("runtime.num_nodes", runtime.num_nodes, runtime.num_nodes >= 1, "at least 1"),
         ("runtime.log_every", runtime.log_every, runtime.log_every >= 1, "at least 1"),
@@ -43,5 +49,9 @@ def check(config: Config) -> None:
             raise UserError(f"{name} is {value}; it must be {wanted}")
     if optim.schedule == "multi_step" and not optim.milestones:
         raise UserError("optim.schedule multi_step needs optim.milestones, e.g. [60, 120]; or take constant or cosine")
+    if config.model.branches == "paper" and config.branches.at:
+        raise UserError("branches.at goes with model.branches auto; the published branches have their own forks")
+    if config.sampling.roots and config.branches.roots == "end":
+        raise UserError("sampling.roots are probabilities of places to emerge from; they go with branches.roots stage")
     if runtime.compile and runtime.checkpoint_activations:
         raise UserError("runtime.compile and runtime.checkpoint_activations do not go together; take one of them")

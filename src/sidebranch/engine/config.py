@@ -16,17 +16,40 @@ class ModelConfig:
 
     Args:
         name: any name that timm.create_model knows (`cifar_resnet32`, ...).
-        branches: `paper`, the side branches published for the network.
+        branches: `paper`, the side branches published for the network; `auto`, grown from its own tail as the group
+            `branches` says; `default`, `paper` where there are any, else `auto`.
         depth: how many of them; 3 for ResNet-18's third.
         pretrained: start the backbone from timm's pretrained weights (downloads them where there is a network).
+        small_input: take the down-samplings out of an ImageNet stem, for images of 32x32 to 64x64.
         options: more arguments of the network, as for timm.create_model: `{drop_rate: 0.3}`.
     """
 
     name: str = "cifar_resnet32"
-    branches: Literal["paper"] = "paper"
+    branches: Literal["default", "paper", "auto"] = "default"
     depth: int = 2
     pretrained: bool = False
+    small_input: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BranchesConfig:
+    """The side branches: how automatic ones grow, and where any of them emerge from.
+
+    Args:
+        at: auto: the modules to fork at (`sidebranch branches NAME` lists some); if none, the last stages' ends.
+        depth: auto: share of the repeated blocks that the farther branches keep.
+        width: auto: times as many channels in the branch nearest the top.
+        init: auto: `fresh` weights, or a `copy` of the backbone's tail (width 1).
+        roots: `end`, every branch emerges from the end of its stage; `stage`, from a block of that stage drawn anew as
+            training goes (DHM section 3.2), as the group `sampling` says.
+    """
+
+    at: tuple[str, ...] = ()
+    depth: float = 0.5
+    width: float = 2.0
+    init: Literal["fresh", "copy"] = "fresh"
+    roots: Literal["end", "stage"] = "end"
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,8 @@ class SamplingConfig:
         sets: categorical: what may be drawn, to its probability: `{b1: 0.25, b2: 0.25, b1+b2: 0.5}`, or `none`.
         drops: what a branch that is out loses: its `mimicry`, or the whole `branch` is not computed.
         per: draw once an `epoch` or at every `step`.
+        roots: with `--branches.roots stage`: a branch to the probabilities of its places, `{b1: [0.2, 0.3, 0.5]}`;
+            all alike if left out.
     """
 
     kind: Literal["fixed", "bernoulli", "categorical"] = "fixed"
@@ -63,6 +88,7 @@ class SamplingConfig:
     sets: dict[str, float] = field(default_factory=dict)
     drops: Literal["mimicry", "branch"] = "mimicry"
     per: Literal["epoch", "step"] = "epoch"
+    roots: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +151,8 @@ class OptimConfig:
         warmup: share of all steps over which the rate rises to its peak.
         ema: decay of an exponential moving average of the weights, which is then evaluated and shipped; 0 turns it off.
         clip: largest norm of the gradient; 0 turns clipping off.
+        new_layers_epochs: epochs at the start in which only the branches and the classifier train, and the rest of the
+            backbone, which brings pretrained weights, stands still.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -141,6 +169,7 @@ class OptimConfig:
     warmup: float = 0.0
     ema: float = 0.0
     clip: float = 0.0
+    new_layers_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,6 +219,7 @@ class Config:
     method: Method = "dhm"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
+    branches: BranchesConfig = field(default_factory=BranchesConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -42,7 +42,7 @@ def evaluate_run(folder: RunFolder, which: Literal["last", "best"] = "last", dat
     inputs = read_inputs(config.data, config.seed)
     if len(inputs.classes) != state["num_classes"]:
         raise UserError(f"the run knows {state['num_classes']} classes, '{config.data.root}' has {len(inputs.classes)}")
-    network = build.build_network(build.untrained(config), state["num_classes"], state["in_chans"])
+    network = build.build_network(build.untrained(config), state["num_classes"], inputs.shape)
     checkpoint.restore(network, state["ema"] or state["model"], folder.root)
     return Evaluation(state["epoch"], _evaluate(config, network, inputs))
 
@@ -55,7 +55,7 @@ def evaluate_reference(recipe_path: Path, weights: str, data_root: str = "") -> 
     """
     config = _moved(recipe.load(recipe_path), data_root)
     inputs = read_inputs(config.data, config.seed)
-    network = build.build_network(build.untrained(config), len(inputs.classes), inputs.shape[0])
+    network = build.build_network(build.untrained(config), len(inputs.classes), inputs.shape)
     return _evaluate(config, load_reference(network, weights), inputs)
 
 

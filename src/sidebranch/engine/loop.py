@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
@@ -33,6 +34,7 @@ from sidebranch.engine.schedule import learning_rate
 from sidebranch.engine.signals import Interrupted, collected
 from sidebranch.engine.weights import write_backbone
 from sidebranch.errors import UserError
+from sidebranch.sampling import Draw
 from sidebranch.seeding import seed_of
 
 Row = dict[str, float]
@@ -47,7 +49,8 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
     """
     check(config)
     sampler = build.build_sampler(config.sampling, ("main", "a branch") if config.method != "baseline" else ("main",))
-    fabric = launch(config.runtime, may_skip_branches=not sampler.always_all)
+    may_skip = not sampler.always_all or config.optim.new_layers_epochs > 0
+    fabric = launch(config.runtime, may_skip_parameters=may_skip)
     reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
     state = _state_to_resume(config, folder) if resume else None
     run = _Run(config, folder, fabric, reporter)
@@ -57,12 +60,12 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
         return run.train(signals, resume)
 
 
-def launch(config: RuntimeConfig, may_skip_branches: bool = False) -> Fabric:
+def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
     """Fabric on the machine that the config asks for, with its automatic choices made.
 
     Args:
         config: devices and precision.
-        may_skip_branches: whether a step may leave parameters without a gradient, which DDP has to be told.
+        may_skip_parameters: whether a step may leave parameters without a gradient, which DDP has to be told.
     """
     several = config.devices * config.num_nodes > 1
     try:
@@ -72,7 +75,7 @@ def launch(config: RuntimeConfig, may_skip_branches: bool = False) -> Fabric:
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy="ddp_find_unused_parameters_true" if several and may_skip_branches else "auto",
+            strategy="ddp_find_unused_parameters_true" if several and may_skip_parameters else "auto",
             precision=choices.precision,  # pyright: ignore[reportArgumentType] (one of Fabric's own words)
         )
     except (ValueError, TypeError, RuntimeError) as error:
@@ -119,13 +122,18 @@ class _Run:
         self.train_loader = inputs.train_loader(self.device, shard)
         self.val_loader = inputs.val_loader(self.device, shard)
         resuming = folder.last.exists()  # the pretrained weights are in the checkpoint then
-        self.inner = build.build_network(
-            build.untrained(config) if resuming else config, self.num_classes, self.in_chans
-        )
+        with warnings.catch_warnings(record=True) as self.notes:  # what automatic branches could not be made
+            warnings.simplefilter("always", UserWarning)
+            self.inner = build.build_network(
+                build.untrained(config) if resuming else config, self.num_classes, inputs.shape
+            )
         self.names = self.inner.names
         self.objective = build.build_objective(config.method, config.objective)
         self.sampler = build.build_sampler(config.sampling, self.names)
-        self.sampler(self.names, seed=config.seed, epoch=0, step=0)  # names a branch that is not there, if one is asked
+        self.roots = build.build_roots(config.sampling)
+        self.epoch = 0
+        self.step = 0  # within the epoch
+        self._draw()  # names a branch that is not there, if one is asked for
         self.choices = build.hardware(config.runtime, self.device)
         if self.choices.channels_last:
             self.inner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -139,8 +147,6 @@ class _Run:
             self.inner.compile()
         optimizer = build.build_optimizer(config.optim, self.inner.parameters())
         self.network, self.optimizer = fabric.setup(self.inner, optimizer, _reapply_compile=False)
-        self.epoch = 0
-        self.step = 0  # within the epoch
         self.seconds = 0.0
         self.rows: list[Row] = []
         self.best = {"epoch": 0, "top1": float("inf")}
@@ -204,7 +210,7 @@ class _Run:
             self.folder.write_environment(self.device, choices=asdict(self.choices), parameters=self._parameters())
             self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done + 1 if self.done else None)
             self._mend()
-        self.reporter.say(self._summary())
+        self.reporter.say("\n".join([self._summary(), *(str(each.message) for each in self.notes)]))
         if self.epoch == epochs:
             self.reporter.say("finished already; a longer run is a new one, with more --optim.epochs")
         elif self.done:
@@ -232,7 +238,9 @@ class _Run:
         """Shows that the network takes the images, and every branch its features, before training starts."""
         try:
             with torch.no_grad():
-                self.inner.eval()(torch.zeros(2, *shape, device=self.device))
+                for turn in range(max(map(len, self.inner.places.values()), default=1)):
+                    roots = {name: at[min(turn, len(at) - 1)] for name, at in self.inner.places.items()}
+                    self.inner.eval()(torch.zeros(2, *shape, device=self.device), roots=roots)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
@@ -261,7 +269,7 @@ class _Run:
             self.writer = None
 
     def _train_epoch(self, signals: list[int]) -> None:
-        self.network.train()
+        build.train_new_layers_only(self.inner, self.epoch < self.config.optim.new_layers_epochs)
         started, first_step = time.perf_counter(), self.step
         seconds_before = self.seconds
         for images, labels in self.train_loader.batches(self.epoch, self.step):
@@ -286,8 +294,8 @@ class _Run:
         lr = learning_rate(config.optim, self.done, len(self.train_loader))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        draw = self.sampler(self.names, seed=config.seed, epoch=self.epoch, step=self.step)
-        outputs = self.network(images, live=draw.live)
+        draw, roots = self._draw()
+        outputs = self.network(images, live=draw.live, roots=roots)
         targets = build.soft_targets(labels, self.num_classes, config.objective.label_smoothing)
         loss = self.objective(outputs, targets, mimics=draw.mimics)
         self.fabric.backward(loss.total)
@@ -304,6 +312,11 @@ class _Run:
         self.meter.add(outputs.names, scores, labels, loss.supervision)
         self.finiteness.watch(self.done, total, outputs.names, loss.supervision, loss.mimicry)
         return total, lr
+
+    def _draw(self) -> tuple[Draw, dict[str, str]]:
+        """Who lives and mimics in this step, and where the branches emerge."""
+        moment = {"seed": self.config.seed, "epoch": self.epoch, "step": self.step}
+        return self.sampler(self.names, **moment), self.roots(self.inner.places, **moment)
 
     def _log_step(self, total: Tensor, lr: float, steps_per_second: float) -> None:
         """Reads the metrics back from the device."""

@@ -1,0 +1,102 @@
+"""Where branches fork: the ends of a backbone's stages, read from its forward pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, fx, nn
+
+from sidebranch.branches.trace import Trace, has_weights, is_block, is_feature, value_of
+from sidebranch.errors import UserError
+
+
+def find_forks(traced: Trace, count: int) -> dict[str, fx.Node]:
+    """The ends of the last stages before the final one; else, places spread evenly over the blocks.
+
+    A stage is what runs at one resolution. A backbone whose blocks all run in the final stage, as in most vision
+    transformers, forks after three quarters and half of them.
+
+    Args:
+        traced: the backbone's forward pass.
+        count: how many.
+
+    Returns:
+        Path to node, the farthest from the top first.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    root, size = traced.root, traced.images.shape[1:]
+    weighty = {
+        resolution(value_of(node), size)
+        for node in traced.graph.nodes
+        if node.op == "call_module" and is_feature(value_of(node)) and has_weights(root.get_submodule(str(node.target)))
+    }
+    places = {path: node for path, node in traced.places().items() if resolution(value_of(node), size) > 1}
+    stages = [stage for cells, stage in _by_resolution(places, size) if cells in weighty]
+    kinds = Counter(type(root.get_submodule(path)) for path in places if is_block(root.get_submodule(path)))
+    kind = kinds.most_common(1)[0][0] if kinds else nn.Module
+    blocks = [path for path in places if type(root.get_submodule(path)) is kind]
+    if len(stages) > count:
+        ends = [
+            _end(stages[place], stages[place + 1], traced) for place in range(len(stages) - count - 1, len(stages) - 1)
+        ]
+        before = list(places)[: list(places).index(ends[-1]) + 1]
+        has_blocks_before = any(
+            isinstance(each, kind) for path in before for each in root.get_submodule(path).modules()
+        )
+        if has_blocks_before or len(blocks) < count + 2:
+            return {path: places[path] for path in ends}
+    if len(blocks) < count + 2:
+        raise UserError(
+            f"no {count} forks in {type(root).__name__}: everything that leads to the logits comes together "
+            f"after {len(places)} modules only; give branches of your own, or modules to fork at"
+        )
+    chosen = [blocks[len(blocks) * (count + 2 - place) // (count + 2) - 1] for place in range(1, count + 1)]
+    return {path: places[path] for path in chosen}
+
+
+def _by_resolution(places: Mapping[str, fx.Node], size: Sequence[int]) -> list[tuple[int, list[str]]]:
+    """Runs of places between which the resolution does not fall; a token more, such as a class's, is no fall."""
+    stages: list[tuple[int, list[str]]] = []
+    for path, node in places.items():
+        cells = resolution(value_of(node), size)
+        if not stages or cells < 0.9 * stages[-1][0]:
+            stages.append((cells, []))
+        stages[-1][1].append(path)
+    return stages
+
+
+def _end(stage: Sequence[str], following: Sequence[str], traced: Trace) -> str:
+    """The last place of a stage that is not inside a module that begins in it and ends in the next."""
+    here, there = ({traced.calls[path][0].output for path in paths} for paths in (stage, following))
+
+    def begins_next(path: str) -> bool:
+        ancestors = [path[:end] for end, letter in enumerate(path) if letter == "."]
+        calls = [call for each in ancestors for call in traced.calls.get(each, [])]
+        return any(call.input in here and call.output in there for call in calls)
+
+    return next((path for path in reversed(stage) if not begins_next(path)), stage[-1])
+
+
+def resolution(value: Tensor, size: Sequence[int]) -> int:
+    """Cells of a feature map or sequence."""
+    if value.ndim == 3:
+        return value.shape[1]
+    _, height, width = size
+    first = abs(value.shape[2] * width - value.shape[3] * height) <= max(height, width)
+    return value.shape[2] * value.shape[3] if first else value.shape[1] * value.shape[2]
+
+
+def alike(traced: Trace, at: str) -> list[str]:
+    """The places of the fork's stage that give what it gives, itself the last: roots that a branch may move over."""
+    fork = traced.fork(at)
+    shape = value_of(fork).shape
+    found: list[str] = []
+    for path, node in traced.places().items():
+        if node is fork:
+            return [*found, at]
+        same = value_of(node).shape == shape and is_block(traced.root.get_submodule(path))
+        found = [*found, path] if same else found
+    return [at]

@@ -1,0 +1,106 @@
+"""Fresh weights of the kind that a backbone's were when it was made, whatever made them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+# Variance times fan of the common initialisers: LeCun's, He's, torch's own default, Xavier's of a square matrix.
+GAINS = (1.0, 2.0, 1 / 3, 0.5)
+SAMPLE = 50_000
+
+
+def fill(body: nn.Module, source: nn.Module, *, copied: bool, device: torch.device) -> None:
+    """Gives a body on the meta device its memory and its values.
+
+    A parameter that was constant in the backbone has that constant (norms, layer scales, last norms at zero); a random
+    one is drawn anew, normal or uniform as it was, with the backbone's spread, corrected for another number of channels
+    where the spread followed the fan. Buffers are copied, statistics start anew. A backbone that was trained does not
+    say how it was made: its layers draw as torch makes them.
+
+    Args:
+        body: its parameters' paths are the backbone's.
+        source: the backbone.
+        copied: take the backbone's values instead; shapes must agree.
+        device: of the body.
+    """
+    trained = not copied and was_trained(source)
+    body.to_empty(device=device)
+    known = dict(source.named_modules())
+    with torch.no_grad():
+        for path, module in body.named_modules():
+            like = known.get(path)
+            for name, buffer in module.named_buffers(recurse=False):
+                old = getattr(like, name)
+                if old.shape == buffer.shape:
+                    buffer.copy_(old)
+            if isinstance(module, _BatchNorm) and not copied:
+                module.reset_running_stats()
+            if trained and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+                continue
+            for name, parameter in module.named_parameters(recurse=False):
+                if copied:
+                    parameter.copy_(getattr(like, name))
+                else:
+                    redraw(parameter, getattr(like, name), module, like)
+
+
+def was_trained(backbone: nn.Module) -> bool:
+    """Whether a norm's scale differs between channels, or batch norm's statistics have seen images."""
+    for each in backbone.modules():
+        if isinstance(each, _BatchNorm) and each.running_mean is not None and bool(each.running_mean.any()):
+            return True
+        scale = getattr(each, "weight", None)
+        if isinstance(scale, Tensor) and scale.ndim == 1 and "norm" in type(each).__name__.lower() and _varies(scale):
+            return True
+    return False
+
+
+def redraw(new: Tensor, old: Tensor, module: nn.Module, like: nn.Module | None) -> None:
+    """Fills a parameter with values of the old one's kind; they are those of `module` and of the one it is like."""
+    if not old.is_floating_point() or not _varies(old):
+        new.fill_(old.flatten()[0])
+        return
+    sample = old.flatten()[:: max(1, old.numel() // SAMPLE)].float()
+    spread, middle = float(sample.std()), float(sample.mean())
+    if abs(middle) < 4 * spread / math.sqrt(sample.numel()):
+        middle = 0.0
+    is_uniform = float((sample - middle).abs().max()) < 1.75 * spread
+    if new.shape != old.shape:
+        spread *= _change(spread, new, old, module, like)
+    if is_uniform:
+        new.uniform_(middle - math.sqrt(3) * spread, middle + math.sqrt(3) * spread)
+    else:
+        new.normal_(middle, spread)
+
+
+def _change(spread: float, new: Tensor, old: Tensor, module: nn.Module, like: nn.Module | None) -> float:
+    """What another number of channels does to the spread, if it followed the fan in or out."""
+    if old.ndim < 2:
+        weight, was = getattr(module, "weight", None), getattr(like, "weight", None)
+        if weight is None or was is None or weight.ndim < 2:
+            return 1.0
+        return math.sqrt(_fans(was, like)[0] / _fans(weight, module)[0])  # torch's biases follow the weight's fan in
+    before, after = _fans(old, like), _fans(new, module)
+    tolerance = 0.02 + 4 / math.sqrt(2 * old.numel())
+    for fan, changed in zip(before, after, strict=True):
+        if any(abs(spread * math.sqrt(fan / gain) - 1) < tolerance / 2 for gain in GAINS):
+            return math.sqrt(fan / changed)
+    return 1.0
+
+
+def _fans(weight: Tensor, module: nn.Module | None) -> tuple[float, float, float]:
+    """In, out, and out a group."""
+    field = math.prod(weight.shape[2:])
+    groups = module.groups if isinstance(module, _ConvNd) else 1
+    return weight.shape[1] * field, weight.shape[0] * field, weight.shape[0] * field / groups
+
+
+def _varies(values: Tensor) -> bool:
+    flat = values.flatten()
+    return flat.numel() > 0 and bool((flat != flat[0]).any())

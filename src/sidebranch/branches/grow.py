@@ -1,0 +1,244 @@
+"""Side branches for any backbone, grown from a copy of its own tail.
+
+In: a backbone. Out: branches that fork where its stages end, made of its own blocks, with as many down-samplings as
+its own tail and its own kind of pool and classifier (rules 1 and 2 of DHM's supplement A); the nearest to the top
+wider, the others shorter (rule 3).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from sidebranch.branches.forks import alike, find_forks, resolution
+from sidebranch.branches.fresh import fill
+from sidebranch.branches.thin import thin
+from sidebranch.branches.trace import FAILURES, Trace, is_feature, reason, trace, value_of
+from sidebranch.branches.widen import CannotWiden, widen
+from sidebranch.errors import UserError, nearest
+from sidebranch.model import BranchedModel, SideBranch
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How grown branches differ from the backbone's own tail.
+
+    Args:
+        depth: share of the repeated blocks that the farther branches keep, in (0, 1].
+        width: how many times as many channels the nearest branch has.
+        init: "fresh", weights drawn anew as the backbone's were; "copy", the tail's own weights.
+    """
+
+    depth: float = 0.5
+    width: float = 2.0
+    init: Literal["fresh", "copy"] = "fresh"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.depth <= 1:
+            raise UserError(f"a grown branch's depth is {self.depth}; it must be a share above 0 and up to 1")
+        if not 0.1 <= self.width <= 16:
+            raise UserError(f"a grown branch's width is {self.width}; it must be from 0.1 to 16 times the backbone's")
+        if self.init not in ("fresh", "copy"):
+            raise UserError(f"grown branches start '{self.init}'; choose from: fresh, copy")
+        if self.init == "copy" and self.width != 1:
+            raise UserError(f"a branch that starts as a copy cannot be {self.width:g} times as wide; give width 1")
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A branch, and what came of the wishes for it.
+
+    Attributes:
+        blocks: repeated blocks that it has, and that the backbone's tail has.
+        width: times the backbone's channels.
+        notes: a sentence for every wish that could not be fulfilled.
+    """
+
+    branch: SideBranch
+    blocks: tuple[int, int]
+    width: float
+    notes: tuple[str, ...]
+
+
+def grow(
+    backbone: nn.Module,
+    at: Sequence[str] = (),
+    *,
+    count: int = 2,
+    growth: Growth = Growth(),
+    input_size: Sequence[int] | None = None,
+) -> list[Grown]:
+    """Branches for a backbone, b1, nearest the top, first.
+
+    Args:
+        backbone: images to logits [N, K]; left as it is. Its device and dtype are the branches'.
+        at: paths of the modules to fork at, in any order; if none, the ends of the last stages before the final one,
+            or, where the resolution does not fall in stages, evenly spaced blocks.
+        count: how many branches, where `at` does not say.
+        growth: their depth, width and first weights.
+        input_size: of an image: channels, height, width. Stages are looked for at the size that the model was made for
+            (timm knows it); this one is where the branches must work as well.
+
+    Raises:
+        UserError: the backbone's forward pass cannot be followed, or there is no fork; it says why.
+    """
+    if count < 1:
+        raise UserError(f"the number of branches is {count}; it must be at least 1")
+    if len(set(at)) < len(at):
+        raise UserError(f"two branches fork at one place: {', '.join(at)}")
+    grown = _grow_somewhere(backbone, at, count, growth, input_size)
+    device = next(backbone.parameters()).device
+    for each in grown:
+        fill(each.branch.body, backbone, copied=growth.init == "copy", device=device)
+        each.branch.body.train(backbone.training)
+    return grown
+
+
+def movable(
+    branches: Sequence[SideBranch], backbone: nn.Module, input_size: Sequence[int] | None = None
+) -> list[SideBranch]:
+    """The same branches, their roots free to move over the blocks of their stages that give the same shape.
+
+    Raises:
+        UserError: the backbone's forward pass cannot be followed.
+    """
+    traced = trace_own(backbone, input_size)
+    return [replace(branch, at=alike(traced, branch.places[-1])) for branch in branches]
+
+
+def _grow_somewhere(
+    backbone: nn.Module, at: Sequence[str], count: int, growth: Growth, input_size: Sequence[int] | None
+) -> list[Grown]:
+    """Branches on the meta device, grown at the first size of those likely where all goes well."""
+    sizes = own_sizes(backbone)
+    if input_size is not None:
+        sizes.append(tuple(input_size))
+    for size in sizes[:-1]:
+        with suppress(UserError):
+            traced = trace(backbone, size)
+            grown = _grow_all(traced, backbone, at, count, growth)
+            if input_size is None or _works(traced.root, grown, input_size):
+                return grown
+    return _grow_all(trace(backbone, sizes[-1]), backbone, at, count, growth)
+
+
+def _grow_all(traced: Trace, backbone: nn.Module, at: Sequence[str], count: int, growth: Growth) -> list[Grown]:
+    forks = {path: traced.fork(_known(path, backbone)) for path in at} if at else find_forks(traced, count)
+    order = list(traced.graph.nodes)
+    ranked = sorted(forks.items(), key=lambda item: -order.index(item[1]))
+    return [_grow(traced, f"b{place}", path, node, place == 1, growth) for place, (path, node) in enumerate(ranked, 1)]
+
+
+def _works(root: nn.Module, grown: Sequence[Grown], input_size: Sequence[int]) -> bool:
+    """Whether the branches take images of this size too: some backbones' sizes are constants in their tails."""
+    net = BranchedModel(root, [each.branch for each in grown])
+    like = next(root.parameters())
+    try:
+        with torch.no_grad():
+            net(torch.empty(1, *input_size, device=like.device, dtype=like.dtype))
+    except FAILURES:
+        return False
+    finally:
+        net.release()
+    return True
+
+
+def trace_own(backbone: nn.Module, input_size: Sequence[int] | None = None) -> Trace:
+    """The forward pass at the first size that the backbone takes of those it was likely made for, and this one."""
+    sizes = own_sizes(backbone) + ([] if input_size is None else [tuple(input_size)])
+    for size in sizes[:-1]:
+        with suppress(UserError):
+            return trace(backbone, size)
+    return trace(backbone, sizes[-1])
+
+
+def own_sizes(backbone: nn.Module) -> list[tuple[int, ...]]:
+    """The size of an image that a backbone was made for, likeliest first: timm's word, else ImageNet's.
+
+    The channels are those of the first convolution, but for stems that fold pixels into channels before it.
+    """
+    config = getattr(backbone, "pretrained_cfg", None)
+    known = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else (3, 224, 224)
+    first = next((each for each in backbone.modules() if isinstance(each, nn.Conv2d)), None)
+    channels = dict.fromkeys((known[0] if first is None else first.in_channels, known[0]))
+    return [(each, *known[1:]) for each in channels]
+
+
+def _known(path: str, backbone: nn.Module) -> str:
+    paths = [name for name, _ in backbone.named_modules() if name]
+    if path not in paths:
+        raise UserError(f"no fork at '{path}', which is no module of the backbone; {nearest(path, paths)}")
+    return path
+
+
+def _grow(traced: Trace, name: str, at: str, fork: fx.Node, is_nearest: bool, growth: Growth) -> Grown:
+    notes, size = [], traced.images.shape[1:]
+    graph, calls = traced.tail(fork)
+    kept, total = thin(graph, calls, traced.root, 1.0 if is_nearest else growth.depth)
+    if not is_nearest and growth.depth < 1 and kept == total:
+        notes.append(f"{name} is as deep as main: no block that follows '{at}' repeats")
+    body, width = _body(traced.root, graph), 1.0
+    if is_nearest and growth.width != 1:
+        try:
+            widen(body, growth.width, lambda value: is_feature(value) and resolution(value, size) > 1)
+            width = growth.width
+        except CannotWiden as error:
+            notes.append(f"{name} is as wide as main: it cannot be widened at {error}")
+            body = _body(traced.root, graph)
+    _try_out(body, fork, traced.logits, name)
+    return Grown(SideBranch(name, at, body), (kept, total), width, tuple(notes))
+
+
+# Dropout as a function reads the mode of the moment at which it was traced; as a module it follows the model's.
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    functional.dropout: nn.Dropout,
+    functional.dropout2d: nn.Dropout2d,
+    functional.alpha_dropout: nn.AlphaDropout,
+}
+
+
+def _body(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The tail as a module on the meta device; its parameters' paths are the backbone's."""
+    graph = _copy(graph)
+    parts: dict[str, Any] = {}
+    for node in list(graph.nodes):
+        target = str(node.target)
+        if node.op == "call_module":
+            parts.setdefault(target, copy.deepcopy(root.get_submodule(target)))
+        elif node.op == "get_attr":
+            owner, _, name = target.rpartition(".")
+            parts.setdefault(target, getattr(root.get_submodule(owner), name))
+        elif node.target in _DROPOUTS:
+            probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+            kind = _DROPOUTS[node.target]
+            node.op, node.target = "call_module", f"dropout_{len(parts)}"
+            parts[node.target] = kind(probability)
+            node.args, node.kwargs = node.args[:1] or (node.kwargs["input"],), {}
+    return fx.GraphModule(parts, graph, "Tail")
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    new, copies = fx.Graph(), {}
+    for node in graph.nodes:
+        copies[node] = new.node_copy(node, lambda each: copies[each])
+        copies[node].meta = dict(node.meta)
+    return new
+
+
+def _try_out(body: fx.GraphModule, fork: fx.Node, logits: Tensor, name: str) -> None:
+    """One image, as many as at an evaluation's end, must give one row of logits."""
+    features = value_of(fork)[:1]
+    try:
+        with torch.no_grad():
+            given = body.eval().forward(features)
+    except FAILURES as error:
+        raise UserError(f"no branch {name}: the backbone's tail does not run alone: {reason(error)}") from error
+    if given.shape != (1, logits.shape[1]):
+        raise UserError(f"no branch {name}: the backbone's tail gives {tuple(given.shape)} for one image, not logits")

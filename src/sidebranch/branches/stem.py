@@ -1,0 +1,74 @@
+"""A network for photographs, made one for thumbnails: its stem keeps the resolution of 32x32 to 64x64 images."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sidebranch.branches.fresh import redraw
+from sidebranch.branches.grow import trace_own
+from sidebranch.branches.trace import has_weights, is_feature, value_of
+from sidebranch.errors import UserError
+
+
+def small_input(backbone: nn.Module) -> nn.Module:
+    """Takes the stem's down-samplings, at most two, out of a backbone, and gives it back.
+
+    The first convolution gets stride 1, and a 3x3 kernel, drawn anew, if its own was larger; pooling in the stem goes.
+    Everything else stays, pretrained weights too. What ships then loads into `small_input(timm.create_model(...))`.
+
+    Args:
+        backbone: changed in place, before branches are attached.
+
+    Raises:
+        UserError: the first layer is no strided convolution, or cuts the image into patches.
+    """
+    kind = type(backbone).__name__
+    steps = _downsamplings(backbone)
+    first = next((each for each in backbone.modules() if steps and each is steps[0][1]), None)
+    if not isinstance(first, nn.Conv2d):
+        raise UserError(
+            f"small_input: the stem of {kind} begins with no strided convolution; there is nothing to adapt"
+        )
+    if first.stride == first.kernel_size:
+        raise UserError(f"small_input: {kind} cuts images into patches; only stems that overlap can be adapted")
+    first.stride = (1, 1)
+    if max(first.kernel_size) > 3:
+        _make_3x3(first)
+    for path, module in steps[1:2]:
+        if not has_weights(module):
+            owner, _, name = path.rpartition(".")
+            setattr(backbone.get_submodule(owner), name, nn.Identity())
+    return backbone
+
+
+def _downsamplings(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What lowers the resolution before the first block: convolutions, pools; path and module."""
+    found: list[tuple[str, nn.Module]] = []
+    for node in trace_own(backbone).graph.nodes:
+        if node.op != "call_module" or not node.all_input_nodes:
+            continue
+        path = str(node.target)
+        convolutions = [
+            (f"{path}.{name}" if name else path, each)
+            for name, each in backbone.get_submodule(path).named_modules()
+            if isinstance(each, nn.Conv2d)
+        ]
+        if len(convolutions) > 1:
+            break  # the first block
+        given, taken = value_of(node), value_of(node.all_input_nodes[0])
+        if is_feature(given) and is_feature(taken) and given.shape[-1] < taken.shape[-1]:
+            found.append(convolutions[0] if convolutions else (path, backbone.get_submodule(path)))
+    return found
+
+
+def _make_3x3(convolution: nn.Conv2d) -> None:
+    old = convolution.weight.detach()
+    convolution.kernel_size = (3, 3)
+    if not isinstance(convolution.padding, str):
+        convolution.padding = (1, 1)
+    convolution.weight = nn.Parameter(torch.empty(*old.shape[:2], 3, 3, device=old.device, dtype=old.dtype))
+    like = nn.Conv2d(1, 1, 1, groups=1)
+    like.groups = convolution.groups
+    with torch.no_grad():
+        redraw(convolution.weight, old, convolution, like)

@@ -1,0 +1,185 @@
+"""Widened: the same blocks with more channels (rule 3 of DHM's supplement A, for the branch nearest the top).
+
+The tail runs once on the meta device, and every layer is rebuilt just before its run, for the channels that then reach
+it; so what follows adapts to what came before, whatever the blocks look like inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from sidebranch.branches.trace import FAILURES, cuts_of, has_weights, reason
+
+Shapes = dict[nn.Module, tuple[torch.Size, torch.Size]]
+
+
+class CannotWiden(Exception):
+    """Says which module stands in the way, and why."""
+
+
+def widen(tail: fx.GraphModule, width: float, is_map: Callable[[Tensor], bool]) -> None:
+    """Multiplies the channels of every layer before the pool; the head keeps its own.
+
+    Args:
+        tail: on the meta device, its nodes' values known; changed in place, useless if it fails.
+        width: times so many channels; depth-wise convolutions follow their input.
+        is_map: whether a value is features that were not pooled yet.
+
+    Raises:
+        CannotWiden: a module's sizes are written down elsewhere than in its layers.
+    """
+    features = next(node for node in tail.graph.nodes if node.op == "placeholder").meta["value"]
+    before = _shapes(tail, features)
+    paths = {module: path for path, module in tail.named_modules()}
+    head = _head(tail, is_map)
+    seen: set[nn.Module] = set()
+    current = ""
+
+    def adapt(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal current
+        current = paths[module]
+        if module in seen or not inputs or not isinstance(inputs[0], Tensor) or module not in before:
+            return
+        seen.add(module)
+        _adapt(module, before[module], inputs[0].shape, 1.0 if module in head else width)
+
+    handles = [module.register_forward_pre_hook(adapt) for module in tail.modules() if module is not tail]
+    try:
+        with torch.no_grad():
+            tail.forward(features)
+        after = _shapes(tail, features)
+    except CannotWiden as error:
+        raise CannotWiden(f"'{current}', {error}") from error
+    except FAILURES as error:
+        raise CannotWiden(f"'{current}', {reason(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check(tail, before, after, head)
+
+
+def _shapes(tail: fx.GraphModule, features: Tensor) -> Shapes:
+    """Of every module's first input and output, in the order of the runs."""
+    found: Shapes = {}
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+            found.setdefault(module, (inputs[0].shape, output.shape))
+
+    handles = [module.register_forward_hook(note) for module in tail.modules() if module is not tail]
+    try:
+        with torch.no_grad():
+            tail.forward(features)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _head(tail: fx.GraphModule, is_map: Callable[[Tensor], bool]) -> set[nn.Module]:
+    """What runs after the last features that were not pooled yet."""
+    nodes, cuts = list(tail.graph.nodes), cuts_of(tail.graph)
+    last = max((place for place, node in enumerate(nodes) if node in cuts and is_map(node.meta["value"])), default=0)
+    later = [tail.get_submodule(str(node.target)) for node in nodes[last + 1 :] if node.op == "call_module"]
+    return {each for module in later for each in module.modules()}
+
+
+def _adapt(module: nn.Module, before: tuple[torch.Size, torch.Size], now: torch.Size, width: float) -> None:
+    """Rebuilds a module's own parameters for the input that reaches it."""
+    was = before[0]
+    own = dict(module.named_parameters(recurse=False))
+    if not own and not list(module.buffers(recurse=False)):
+        return
+    rebuild = next((rebuild for kind, rebuild in _REBUILDS.items() if isinstance(module, kind)), None)
+    if rebuild is None:
+        _stretch(module, own, was, now)
+        return
+    if not own.keys() <= {"weight", "bias"}:
+        raise CannotWiden(f"{type(module).__name__}, which has parameters of its own kind")
+    rebuild(module, was, now, width)
+
+
+def _convolution(module: Any, was: torch.Size, now: torch.Size, width: float) -> None:
+    axis = len(now) - len(module.kernel_size) - 1
+    inputs, outputs, groups = now[axis], _times(module.out_channels, width), module.groups
+    if groups > 1 and groups == module.in_channels:  # depth-wise
+        outputs = inputs * (module.out_channels // groups)
+        groups = inputs
+    if inputs % groups or outputs % groups:
+        raise CannotWiden(f"{type(module).__name__}, whose {groups} groups do not divide {inputs} and {outputs}")
+    module.in_channels, module.out_channels, module.groups = inputs, outputs, groups
+    _resize(module, "weight", (outputs, inputs // groups, *module.kernel_size))
+    _resize(module, "bias", (outputs,))
+
+
+def _linear(module: Any, was: torch.Size, now: torch.Size, width: float) -> None:
+    module.in_features, module.out_features = now[-1], _times(module.out_features, width)
+    _resize(module, "weight", (module.out_features, module.in_features))
+    _resize(module, "bias", (module.out_features,))
+
+
+def _batch_norm(module: Any, was: torch.Size, now: torch.Size, width: float) -> None:
+    module.num_features = now[1]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _resize(module, name, (now[1],))
+
+
+def _group_norm(module: Any, was: torch.Size, now: torch.Size, width: float) -> None:
+    module.num_channels = now[1]
+    for name in ("weight", "bias"):
+        _resize(module, name, (now[1],))
+
+
+def _layer_norm(module: Any, was: torch.Size, now: torch.Size, width: float) -> None:
+    if len(module.normalized_shape) != 1:
+        raise CannotWiden(f"{type(module).__name__} over several dimensions")
+    axis = -1 if was[-1] == module.normalized_shape[0] else 1
+    module.normalized_shape = (now[axis],)
+    for name in ("weight", "bias"):
+        _resize(module, name, (now[axis],))
+
+
+_REBUILDS: dict[type[nn.Module], Callable[..., None]] = {
+    _ConvNd: _convolution,
+    nn.Linear: _linear,
+    _BatchNorm: _batch_norm,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+}
+
+
+def _stretch(module: nn.Module, own: dict[str, nn.Parameter], was: torch.Size, now: torch.Size) -> None:
+    """Any other module's parameters, layer scales and the like: the sizes that its input had, as its input has them."""
+    changed = {old: new for old, new in zip(was, now, strict=False) if old != new}
+    for name, parameter in own.items():
+        _resize(module, name, tuple(changed.get(size, size) for size in parameter.shape))
+
+
+def _resize(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    old = getattr(module, name, None)
+    if old is None or old.shape == shape:
+        return
+    new = torch.empty(shape, device="meta", dtype=old.dtype)
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _times(channels: int, width: float) -> int:
+    """One channel stays one: it is no feature map, but a weight for all."""
+    return channels if channels == 1 else max(1, round(width * channels))
+
+
+def _check(tail: fx.GraphModule, before: Shapes, after: Shapes, head: set[nn.Module]) -> None:
+    """A module that writes its sizes down somewhere may run on, and give the old number of channels."""
+    for node in tail.graph.nodes:
+        module = tail.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is None or module in head or module not in before or not has_weights(module):
+            continue
+        (was_in, was_out), (now_in, now_out) = before[module], after[module]
+        if was_in != now_in and was_out == now_out:
+            raise CannotWiden(f"'{node.target}', a {type(module).__name__} whose output stays {tuple(now_out[1:])}")
