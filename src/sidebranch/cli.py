@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 import signal
 import sys
+import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 from rich.table import Table
 
+from sidebranch.attach import attach
+from sidebranch.branches import Growth
 from sidebranch.deploy import export_reference, export_run
 from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, is_main_process, is_of, recipe, train
-from sidebranch.engine.config import METHODS, as_dict
+from sidebranch.engine.build import build_adapted
+from sidebranch.engine.config import METHODS, ModelConfig, as_dict
 from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
 from sidebranch.errors import UserError, nearest
-from sidebranch.inspect import Record, by_kind, label, read_record, summarise, verdict, write_report
+from sidebranch.inspect import (
+    Record,
+    anatomy,
+    by_kind,
+    cost_table,
+    forks_tree,
+    label,
+    read_record,
+    summarise,
+    verdict,
+    write_report,
+)
 from sidebranch.study import run_grid
 
 TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
@@ -59,6 +76,20 @@ EXPORT_HELP = """Write the plain backbone of a run, or of a checkpoint of the pa
 REPORT_HELP = """Write one self-contained HTML page that compares runs.
 
   sidebranch report runs/cifar100-resnet32-baseline-seed0 runs/cifar100-resnet32-dhm-seed0"""
+
+
+BRANCHES_HELP = """Show where side branches fork from a backbone, and what they would cost.
+
+BACKBONE is a name that timm knows. Nothing is trained, downloaded or kept in memory.
+
+  sidebranch branches efficientnet_b0
+  sidebranch branches resnet50 --at layer2 layer3 --width 1
+  sidebranch branches cifar_resnet32 --kind auto --num-classes 100 --json"""
+
+
+COST_NOTE = """Depth: convolutions, of main's after the fork. Width: most channels, by main's.
+MACs: multiply-adds of one image, forward. Activations: what its backward pass
+keeps, in float32. Times: multiply-adds, by main's."""
 
 
 class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -116,7 +147,15 @@ def _run(arguments: list[str]) -> int:
     options = parsed[verb]
     if verb == "train":
         return _train(verbs["train"], options, recipe_name or "")
-    return {"demo": _demo, "eval": _eval, "export": _export, "recipes": _recipes, "report": _report}[verb](options)
+    run = {
+        "demo": _demo,
+        "eval": _eval,
+        "export": _export,
+        "recipes": _recipes,
+        "report": _report,
+        "branches": _branches,
+    }
+    return run[verb](options)
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
@@ -131,6 +170,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         "export": plain(description=EXPORT_HELP),
         "recipes": plain(description="List the shipped recipes."),
         "report": plain(description=REPORT_HELP),
+        "branches": plain(description=BRANCHES_HELP),
     }
     demo = verbs["demo"]
     demo.add_argument("--output", type=str, default="demo", help="Folder for the runs and the report.")
@@ -148,6 +188,18 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     export.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
     export.add_argument("--weights", type=str, default="", help="A checkpoint of the papers' public code (.pth).")
     export.add_argument("--output", type=str, default="model.safetensors", help="The file.")
+    growth = Growth()
+    shown = verbs["branches"]
+    shown.add_argument("backbone", type=str, help="timm's name of the network.")
+    shown.add_argument("--kind", choices=["default", "paper", "auto"], default="default", help="Which branches.")
+    shown.add_argument("--at", type=str, nargs="+", default=[], help="Modules to fork at.")
+    shown.add_argument("--count", type=int, default=2, help="How many branches, without --at.")
+    shown.add_argument("--depth", type=float, default=growth.depth, help="Blocks kept in the farther ones: a share.")
+    shown.add_argument("--width", type=float, default=growth.width, help="Times main's channels in the nearest one.")
+    shown.add_argument("--num-classes", type=int, default=1000, help="Classes.")
+    shown.add_argument("--input-size", type=int, nargs=3, default=[], help="Channels, height, width of an image.")
+    shown.add_argument("--small-input", action="store_true", help="Adapt the stem to images of 32x32 to 64x64.")
+    shown.add_argument("--json", action="store_true", help="The same for programs.")
     report = verbs["report"]
     report.add_argument("runs", type=str, nargs="+", help="Run folders.")
     report.add_argument("--output", type=str, default="report.html", help="The page.")
@@ -244,6 +296,36 @@ def _report(options: Namespace) -> int:
     records = [read_record(RunFolder(Path(run))) for run in options.runs]
     write_report(records, Path(options.output), "Runs compared")
     print(f"{verdict(records)}\nthe page: {options.output}")
+    return 0
+
+
+def _branches(options: Namespace) -> int:
+    if min([*options.input_size, options.num_classes]) < 1:
+        raise UserError("--num-classes and the three numbers of --input-size must be at least 1")
+    size = tuple(options.input_size)
+    model = ModelConfig(name=options.backbone, small_input=options.small_input)
+    with torch.device("meta"):
+        backbone = build_adapted(model, options.num_classes, size[0] if size else 3)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        net = attach(
+            backbone,
+            None if options.kind == "default" else options.kind,
+            depth=options.count,
+            at=options.at,
+            growth=Growth(options.depth, options.width),
+            input_size=size or None,
+        )
+    shown = anatomy(net, size or None, [str(note.message) for note in notes])
+    if options.json:
+        print(json.dumps(asdict(shown), indent=1))
+    else:
+        console = Console(highlight=False)
+        console.print(forks_tree(options.backbone, shown))
+        console.print(cost_table(shown))
+        console.print(COST_NOTE)
+        for note in shown.notes:
+            console.print(f"Note: {note}.")
     return 0
 
 

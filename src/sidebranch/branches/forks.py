@@ -37,7 +37,11 @@ def find_forks(traced: Trace, count: int) -> dict[str, fx.Node]:
     stages = [stage for cells, stage in _by_resolution(places, size) if cells in weighty]
     kinds = Counter(type(root.get_submodule(path)) for path in places if is_block(root.get_submodule(path)))
     kind = kinds.most_common(1)[0][0] if kinds else nn.Module
-    blocks = [path for path in places if type(root.get_submodule(path)) is kind]
+    blocks = [
+        path
+        for path, calls in traced.calls.items()
+        if type(root.get_submodule(path)) is kind and calls[0].output in places.values()
+    ]
     if len(stages) > count:
         ends = [
             _end(stages[place], stages[place + 1], traced) for place in range(len(stages) - count - 1, len(stages) - 1)
@@ -50,11 +54,12 @@ def find_forks(traced: Trace, count: int) -> dict[str, fx.Node]:
             return {path: places[path] for path in ends}
     if len(blocks) < count + 2:
         raise UserError(
-            f"no {count} forks in {type(root).__name__}: everything that leads to the logits comes together "
-            f"after {len(places)} modules only; give branches of your own, or modules to fork at"
+            f"{type(root).__name__} has no {count} forks: a branch needs a block that all goes through on its way to "
+            f"the logits, with more of its kind before and after it, and there are {len(blocks)} such blocks; give "
+            f"branches of your own"
         )
     chosen = [blocks[len(blocks) * (count + 2 - place) // (count + 2) - 1] for place in range(1, count + 1)]
-    return {path: places[path] for path in chosen}
+    return {path: traced.fork(path) for path in chosen}
 
 
 def _by_resolution(places: Mapping[str, fx.Node], size: Sequence[int]) -> list[tuple[int, list[str]]]:
@@ -81,12 +86,21 @@ def _end(stage: Sequence[str], following: Sequence[str], traced: Trace) -> str:
 
 
 def resolution(value: Tensor, size: Sequence[int]) -> int:
-    """Cells of a feature map or sequence."""
+    """Cells of feature maps [N, C, H, W] or [N, H, W, C], or of a sequence [N, L, C]; `size` is the image's."""
     if value.ndim == 3:
         return value.shape[1]
+    return value.shape[2] * (value.shape[3] if _channels_first(value, size) else value.shape[1])
+
+
+def channels(value: Tensor, size: Sequence[int]) -> int:
+    """C of the same."""
+    return value.shape[1] if value.ndim == 4 and _channels_first(value, size) else value.shape[-1]
+
+
+def _channels_first(value: Tensor, size: Sequence[int]) -> bool:
+    """Height and width are in the image's proportion, but for rounding."""
     _, height, width = size
-    first = abs(value.shape[2] * width - value.shape[3] * height) <= max(height, width)
-    return value.shape[2] * value.shape[3] if first else value.shape[1] * value.shape[2]
+    return abs(value.shape[2] * width - value.shape[3] * height) <= max(height, width)
 
 
 def alike(traced: Trace, at: str) -> list[str]:

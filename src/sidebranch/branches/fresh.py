@@ -26,8 +26,10 @@ def fill(body: nn.Module, source: nn.Module, *, copied: bool, device: torch.devi
         body: its parameters' paths are the backbone's.
         source: the backbone.
         copied: take the backbone's values instead; shapes must agree.
-        device: of the body.
+        device: of the body; on the meta device there is nothing to fill.
     """
+    if device.type == "meta":
+        return
     trained = not copied and was_trained(source)
     body.to_empty(device=device)
     known = dict(source.named_modules())
@@ -63,6 +65,8 @@ def was_trained(backbone: nn.Module) -> bool:
 
 def redraw(new: Tensor, old: Tensor, module: nn.Module, like: nn.Module | None) -> None:
     """Fills a parameter with values of the old one's kind; they are those of `module` and of the one it is like."""
+    if new.is_meta:
+        return
     if not old.is_floating_point() or not _varies(old):
         new.fill_(old.flatten()[0])
         return

@@ -46,15 +46,16 @@ def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> Bra
     torch.manual_seed(config.seed)
     copies = config.branches.init == "copy"
     is_late = config.model.pretrained and config.method != "baseline" and not copies
-    backbone = _adapted(untrained(config).model if is_late else config.model, num_classes, shape[0])
+    backbone = build_adapted(untrained(config).model if is_late else config.model, num_classes, shape[0])
     net = _attached(backbone, config, shape)
     if is_late:
-        trained = _adapted(config.model, num_classes, shape[0])
+        trained = build_adapted(config.model, num_classes, shape[0])
         backbone.load_state_dict(trained.state_dict())
     return net
 
 
-def _adapted(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
+def build_adapted(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
+    """The backbone, its stem adapted to small images if the config says so."""
     backbone = build_backbone(config, num_classes, in_chans)
     return small_input(backbone) if config.small_input else backbone
 

@@ -36,14 +36,13 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.stride = stride
-        self.new_channels = channels - in_channels
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         residual = F.relu(self.bn1(self.conv1(x)))
         residual = self.bn2(self.conv2(residual))
         shortcut = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
-        if self.new_channels:
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
+        if shortcut.shape[1] < residual.shape[1]:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, residual.shape[1] - shortcut.shape[1]))
         return F.relu(residual + shortcut)
 
 
