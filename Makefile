@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # uv takes a torch and a torchvision that fit each other; plain pip may not. It lives in a folder of its own.
 UV := .uv/bin/uv
 
-.PHONY: env demo test lint check lock bench clean
+.PHONY: env demo test lint check lock bench coverage-table clean
 
 env: $(VENV)/.ready
 
@@ -34,6 +34,11 @@ lint: env
 
 bench: env
 	$(BIN)/python benchmarks/step.py
+
+# docs/coverage.md: side branches grown on one member of every family of timm and torchvision; about half an hour.
+coverage-table: env
+	rm -f results/coverage.json
+	$(BIN)/python benchmarks/coverage.py
 
 # After a change of dependencies in pyproject.toml.
 lock: $(UV)
