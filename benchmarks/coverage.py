@@ -65,7 +65,7 @@ HEAD = """# Coverage: automatic side branches, family by family
 
 Written by `make coverage-table` (CPU, torch {torch}, torchvision {torchvision}, timm {timm}) from the rows in
 `results/coverage.json`. **{works} of {tried} families work ({share:.1f} %)**: they grow two branches, take a DHM step
-with a finite loss and gradients in every branch and in the stem, give bit for bit the plain model's logits in evaluation
+with a finite loss and gradients in every branch and in the stem, give bit for bit the plain model's logits in eval
 mode, and come back with their own state-dict keys. {compiled} of those also train under `torch.compile` as one graph,
 with eager's loss to 1 % (backend `aot_eager`: what can be captured; code generation is not tried here).
 

@@ -259,6 +259,19 @@ class _Proxy(fx.Proxy):
         return float(self.value)
 
 
+def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], Any]:
+    """fx would trace `x += y` as `x = x + y`, and an in-place change of a fork's output would not be seen."""
+
+    def method(proxy: _Proxy, other: Any) -> Any:
+        return proxy.tracer.create_proxy("call_function", operation, (proxy, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     """Traces while it runs: a leaf is executed on the meta device as soon as it is met.
 
