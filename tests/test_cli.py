@@ -138,7 +138,7 @@ def test_print_config_is_the_recipe_with_the_flags(capsys):
     assert "limit: 10000" in out
 
 
-@pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["eval"], ["export"], ["recipes"], ["report"]])
+@pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["eval"], ["export"], ["recipes"], ["report"], ["branches"]])
 def test_help(capsys, verb):
     with pytest.raises(SystemExit) as stop:
         main([*verb, "--help"])
@@ -173,6 +173,19 @@ def test_help(capsys, verb):
         (["eval", "nowhere"], "'nowhere' is no run folder"),
         (["eval", "nowhere", "--checkpoint", "first"], "last.*best"),
         (["report", "nowhere"], "'nowhere' is no run folder"),
+        (["branches", "resnet5"], "no model 'resnet5'; did you mean"),
+        (["branches", "resnet18", "--at", "layer9"], "no fork at 'layer9'.*did you mean 'layer"),
+        (["branches", "resnet18", "--depth", "2"], "depth is 2.0; it must be a share"),
+        (["branches", "resnet18", "--input-size", "3", "0", "32"], "must be at least 1"),
+        (["branches", "tnt_s_patch16_224"], "TNT has no 2 forks"),
+        (["branches", "vgg11", "--kind", "paper"], "no side branches were published for VGG"),
+        (["train", "digits/demo", "--branches.width", "99"], "width is 99"),
+        (
+            ["train", "digits/demo", "--branches.at", "[layer1]", "--model.branches", "paper"],
+            "goes with model.branches auto",
+        ),
+        (["train", "digits/demo", "--sampling.roots", "{b1: [1.0]}"], "go with branches.roots stage"),
+        (["train", "digits/demo", "--optim.new_layers_epochs", "999"], "new_layers_epochs is 999"),
         (["demo", "--seeds", "0"], "--seeds is 0; train at least one"),
     ],
 )
@@ -225,3 +238,26 @@ def test_export_of_a_run_is_what_the_run_shipped(capsys):
         assert json.loads(again.metadata()["classes"]) == list("0123456789")
         assert set(again.keys()) == set(shipped.keys())
         assert all(torch.equal(again.get_tensor(key), shipped.get_tensor(key)) for key in again.keys())  # noqa: SIM118
+
+
+def test_branches_shows_forks_and_costs_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = run(capsys, "branches", "resnet50", "--num-classes", "10")
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "resnet50, images 3x224x224" in out
+    assert re.search(r"28x28 x 512 +layer2.0", out)
+    assert "b1 forks at layer3" in out
+    assert "costs 2.03 times the baseline's" in out
+    narrow = run(capsys, "branches", "resnet50", "--num-classes", "10", "--width", "1", "--kind", "auto")[1]
+    assert "costs 1.54 times" in narrow
+
+
+def test_branches_tells_programs_the_same(capsys):
+    _, out, _ = run(capsys, "branches", "convnext_atto", "--at", "stages.0", "--small-input", "--json")
+    assert out == ""  # a stem of patches cannot be adapted
+    _, out, _ = run(capsys, "branches", "eca_nfnet_l0", "--at", "stages.0", "stages.2", "--json")
+    told = json.loads(out)
+    assert [each["at"] for each in told["costs"]] == ["", "stages.2", "stages.0"]
+    assert told["notes"][0].startswith("b1 is as wide as main: it cannot be widened at 'stages.3.0")
+    assert {"at": "stages.0", "shape": [256, 56, 56], "channels": 256, "cells": 3136} in told["places"]

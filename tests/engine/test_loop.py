@@ -115,6 +115,12 @@ VARIANTS = {
         "optim": {"name": "adam", "lr": 0.003, "amsgrad": True, "schedule": "one_cycle", "warmup": 0.3},
         "runtime": {"precision": "bf16-mixed"},
     },
+    "grown branches, moving roots, a first phase of new layers": {
+        "model": {"branches": "auto"},
+        "branches": {"roots": "stage"},
+        "sampling": {"roots": {"b1": [0.5, 0.25, 0.25]}, "per": "step"},
+        "optim": {"new_layers_epochs": 1},
+    },
 }
 
 

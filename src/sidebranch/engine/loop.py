@@ -118,7 +118,7 @@ class _Run:
         inputs = read_inputs(config.data, config.seed)
         self.num_classes, self.in_chans = len(inputs.classes), inputs.shape[0]
         self.train_images = len(inputs.train)
-        self.described = inputs.described
+        self.described = inputs.described | ({"small_input": True} if config.model.small_input else {})
         self.train_loader = inputs.train_loader(self.device, shard)
         self.val_loader = inputs.val_loader(self.device, shard)
         resuming = folder.last.exists()  # the pretrained weights are in the checkpoint then

@@ -1,0 +1,129 @@
+"""Runs on networks that nobody wired by hand."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_loop import changed
+
+import sidebranch as sb
+from sidebranch.deploy import export_run
+from sidebranch.engine import RunFolder, Silent, checkpoint, train
+from sidebranch.engine.build import build_network
+from sidebranch.engine.evaluate_run import evaluate_run
+
+# ResNet-10 has one block a stage.
+pytestmark = pytest.mark.filterwarnings("ignore:b2 is as deep as main")
+
+
+class Said(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_timm_model_trains_evaluates_and_exports(digits_config, folder, tmp_path):
+    config = changed(digits_config, model={"name": "mobilenetv3_small_050", "small_input": True})
+    rows = train(config, folder)
+    assert {"val/top1/b1", "val/top1/b2"} <= rows[-1].keys()
+    found = evaluate_run(folder)
+    assert found.errors["b2"]["top1"] == rows[-1]["val/top1/b2"]
+    name = export_run(folder, "last", tmp_path / "again.safetensors")
+    with safe_open(folder.weights, "pt") as file:
+        assert file.metadata()["small_input"] == "true"
+    tensors, again = load_file(folder.weights), load_file(tmp_path / "again.safetensors")
+    assert tensors.keys() == again.keys()
+    assert all(torch.equal(value, again[key]) for key, value in tensors.items())
+    plain = sb.small_input(timm.create_model(name, num_classes=10, in_chans=1))
+    plain.load_state_dict(tensors)
+
+
+def test_what_branches_could_not_be_made_is_said_in_the_run(digits_config, folder):
+    config = changed(digits_config, model={"name": "lcnet_050", "small_input": True}, optim={"epochs": 1})
+    said = Said()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(config, folder, reporter=said)
+    assert any("b1 is as wide as main: it cannot be widened at 'blocks.5.0.se" in line for line in said.lines)
+
+
+def pretrained(config, tmp_path, **more):
+    """A config whose pretrained weights are a file: a ResNet-10 whose every weight and statistic was moved."""
+    source = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+    state = {key: value + 0.01 if value.is_floating_point() else value for key, value in source.state_dict().items()}
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    overlay = {"file": str(path), "num_classes": 10}
+    options = {"pretrained_cfg_overlay": overlay}
+    config = changed(config, model={"name": "resnet10t", "pretrained": True, "options": options, **more})
+    return config, state
+
+
+def test_pretrained_weights_stay_and_branches_start_as_an_untrained_tail(digits_config, tmp_path):
+    config, state = pretrained(digits_config, tmp_path)
+    net = build_network(config, 10, (1, 8, 8))
+    own = net.backbone.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in state.items() if "conv1.0" not in key)
+    norm = net.branches["b1"].get_submodule("layer4.0.bn1")
+    assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+    assert not norm.running_mean.any()
+    again = build_network(config, 10, (1, 8, 8))
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), again.parameters(), strict=True))
+
+
+def test_branches_may_start_as_copies_of_the_pretrained_tail(digits_config, tmp_path):
+    config, _ = pretrained(digits_config, tmp_path)
+    config = changed(config, branches={"init": "copy", "width": 1.0, "depth": 1.0})
+    net = build_network(config, 10, (1, 64, 64)).eval()
+    out = net(torch.randn(2, 1, 64, 64))
+    assert all(torch.equal(out.main, logits) for logits in out.logits)
+
+
+def test_the_first_phase_trains_the_new_layers_only(digits_config, folder, tmp_path):
+    config, state = pretrained(digits_config, tmp_path)
+    start = build_network(config, 10, (1, 8, 8)).state_dict()
+    train(changed(config, optim={"epochs": 1, "new_layers_epochs": 1}), folder)
+    end = checkpoint.load(folder.last)["model"]
+    stood = [key for key in start if torch.equal(start[key], end[key])]
+    assert {key for key in stood if "num_batches" not in key} >= {
+        f"backbone.{key}" for key in state if not key.startswith("fc.") and "num_batches" not in key
+    }
+    for moved in ("backbone.fc.weight", "branches.b1.layer4.0.conv1.weight", "branches.b2.fc.bias"):
+        assert moved not in stood
+    both = RunFolder(tmp_path / "both")
+    train(changed(config, optim={"epochs": 2, "new_layers_epochs": 1}), both)
+    moved = checkpoint.load(both.last)["model"]["backbone.layer1.0.conv1.weight"]
+    assert not torch.equal(moved, start["backbone.layer1.0.conv1.weight"])
+
+
+def test_roots_that_move_are_drawn_in_training(digits_config, folder, monkeypatch):
+    config = changed(digits_config, branches={"roots": "stage"}, sampling={"per": "step"})
+    seen = []
+    forward = sb.BranchedModel.forward
+
+    def noting(self, images, live=None, roots=None):
+        if self.training:
+            seen.append(roots)
+        return forward(self, images, live, roots)
+
+    monkeypatch.setattr(sb.BranchedModel, "forward", noting)
+    train(config, folder)
+    assert len({each["b1"] for each in seen}) > 1
+    assert {each["b1"] for each in seen} <= {"layer2.0", "layer2.1", "layer2"}
+    assert evaluate_run(folder).epoch == 2
+
+
+def test_a_baseline_has_no_roots_to_draw(digits_config, folder):
+    config = replace(changed(digits_config, optim={"epochs": 1}), method="baseline")
+    assert len(train(config, folder)) == 1
