@@ -270,3 +270,34 @@ def test_any_number_of_classifiers():
 def test_bad_input_says_what_would_be_right(call, message):
     with pytest.raises(sb.UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize("method", [sb.dsl, sb.dhm, lambda: sb.dhm(direction="top_down", temperature=2.0)])
+def test_branches_that_saw_part_of_the_batch_learn_from_that_part(method):
+    torch.manual_seed(3)
+    main, b1, b2 = (torch.randn(6, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    objective = method()
+    loss = objective(sb.Outputs(("main", "b1", "b2"), (main, b1[:4], b2[:4])), labels)
+    part = objective(sb.Outputs(("main", "b1", "b2"), (main[:4], b1[:4], b2[:4])), labels[:4])
+    difference = torch.nn.functional.cross_entropy(main, labels) - torch.nn.functional.cross_entropy(
+        main[:4], labels[:4]
+    )
+    assert torch.allclose(loss.total, part.total + difference)
+    assert torch.allclose(loss.mimicry, part.mimicry)
+    assert torch.allclose(loss.supervision[1:], part.supervision[1:])
+
+
+def test_the_mimicry_terms_may_be_scaled():
+    main, b1 = torch.randn(6, 5), torch.randn(6, 5)
+    out, labels = sb.Outputs(("main", "b1"), (main, b1)), torch.tensor([0, 1, 2, 3, 4, 0])
+    none, half, full = (sb.dhm()(out, labels, mimicry_scale=scale).total for scale in (0.0, 0.5, 1.0))
+    assert torch.allclose(none, sb.dsl()(out, labels).total)
+    assert torch.allclose(half, (none + full) / 2)
+
+
+@pytest.mark.parametrize("lengths", [(4, 6, 6), (6, 4, 5), (6, 5, 4), (6, 6, 4)])
+def test_parts_of_a_batch_that_do_not_fit_are_refused(lengths):
+    logits = tuple(torch.randn(length, 5) for length in lengths)
+    with pytest.raises(sb.UserError, match="may be of the first images only"):
+        sb.dhm()(sb.Outputs(("main", "b1", "b2"), logits), torch.tensor([0, 1, 2, 3, 4, 0]))

@@ -22,7 +22,7 @@ class Outputs:
 
     Attributes:
         names: of the classifiers that were computed.
-        logits: one [N, K] tensor a name.
+        logits: one [N, K] tensor a name; a branch's may be of the first images of the batch only, [n, K].
         network: the names of all the network's classifiers, computed or not; `names` if left out.
     """
 
@@ -138,7 +138,11 @@ class BranchedModel(nn.Module):
         return ("main", *self.forks)
 
     def forward(
-        self, images: Tensor, live: Sequence[str] | None = None, roots: Mapping[str, str] | None = None
+        self,
+        images: Tensor,
+        live: Sequence[str] | None = None,
+        roots: Mapping[str, str] | None = None,
+        rows: int | None = None,
     ) -> Outputs:
         """The logits of the live classifiers.
 
@@ -146,6 +150,8 @@ class BranchedModel(nn.Module):
             images: what the backbone takes.
             live: the classifiers to compute, all if None. Main is always computed; a branch left out costs nothing.
             roots: name to the one of the branch's places that it emerges from this time; the last if left out.
+            rows: the branches see only the first so many images of the batch, all if None; in a shuffled batch a random
+                part of it.
         """
         if isinstance(live, str):
             raise UserError(f"live is a sequence of names, such as ('main', '{live}'), not one")
@@ -167,6 +173,8 @@ class BranchedModel(nn.Module):
                 tap.close()
         if not isinstance(main, Tensor):
             raise UserError(f"the backbone gives a {type(main).__name__}, not one tensor of logits")
+        if rows is not None:
+            features = {at: feature[:rows] for at, feature in features.items()}
         logits = (main, *(self.branches[name](features[at]) for name, at in forks.items()))
         return Outputs(("main", *forks), logits, self.names)
 

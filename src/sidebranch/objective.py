@@ -134,14 +134,17 @@ class Objective:
         *,
         mimics: Sequence[str] | None = None,
         images: Tensor | None = None,
+        mimicry_scale: float = 1.0,
     ) -> Loss:
         """The loss of one batch; no host synchronisation.
 
         Args:
             outputs: names and logits ([N, K] each); of the whole network, or of the part that sampling left alive.
+                Where branches saw only the first n images, they learn from those, and mimicry is among all on those.
             targets: [N] class indices or [N, K] probabilities.
             mimics: those that teach and learn from one another in this step (Phi in DHM's Eq. 6); all if None.
             images: [N, ...], read by the outside teacher if there is one.
+            mimicry_scale: a factor of all mimicry terms, for a ramp over training.
         """
         names, logits = outputs.names, outputs.logits
         _check(names, logits, targets)
@@ -150,11 +153,15 @@ class Objective:
             if name not in outputs.network:
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
         device = logits[0].device
-        outside = self._outside(images)
+        seen = min(map(len, logits))
+        outside = [each[:, :seen] for each in self._outside(images)]
         with torch.autocast(device.type, enabled=False):
-            stacked = torch.stack([_at_least_float32(each) for each in logits])
+            stacked = torch.stack([_at_least_float32(each[:seen]) for each in logits])
             log_probabilities = stacked.log_softmax(-1)
-            labels = supervision_vector(log_probabilities, targets)
+            labels = supervision_vector(log_probabilities, targets[:seen])
+            if seen < len(targets):  # main saw them all
+                main = supervision_vector(_at_least_float32(logits[0])[None].log_softmax(-1), targets)
+                labels = torch.cat([main, labels[1:]])
             total = labels @ _constant(supervision, device, labels.dtype)
             pairs = labels.new_zeros(len(mimicry), len(names))
             if any(map(any, mimicry)):
@@ -162,7 +169,8 @@ class Objective:
                 students = (stacked / self.temperature).log_softmax(-1) if warm else log_probabilities
                 teachers = torch.cat([students.detach().exp(), *outside])
                 pairs = mimicry_matrix(teachers, students)
-                total = total + self.temperature**2 * (pairs * _constant(mimicry, device, pairs.dtype)).sum()
+                scale = self.temperature**2 * mimicry_scale
+                total = total + scale * (pairs * _constant(mimicry, device, pairs.dtype)).sum()
         return Loss(total, labels.detach(), pairs.detach())
 
     def _outside(self, images: Tensor | None) -> tuple[Tensor, ...]:
@@ -282,11 +290,13 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 def _check(names: Sequence[str], logits: Sequence[Tensor], targets: Tensor) -> None:
     """Shapes only: values would have to be read back from the device."""
-    main = logits[0].shape
+    main, last = logits[0].shape, logits[-1].shape
     for name, each in zip(names, logits, strict=True):
-        if each.ndim != 2 or each.shape != main:
+        count = main[0] if name == names[0] else last[0]
+        if each.ndim != 2 or each.shape[1:] != main[1:] or len(each) != count or len(each) > main[0]:
             raise UserError(
-                f"'{name}' has logits of shape {list(each.shape)}, 'main' {list(main)}; all must be one [N, K]"
+                f"'{name}' has logits of shape {list(each.shape)}, 'main' {list(main)}; all must be one [N, K], "
+                f"but that the branches, together, may be of the first images only"
             )
     if targets.ndim == 2 and targets.is_floating_point() and targets.shape == main:
         return

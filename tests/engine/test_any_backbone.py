@@ -112,10 +112,10 @@ def test_roots_that_move_are_drawn_in_training(digits_config, folder, monkeypatc
     seen = []
     forward = sb.BranchedModel.forward
 
-    def noting(self, images, live=None, roots=None):
+    def noting(self, images, **options):
         if self.training:
-            seen.append(roots)
-        return forward(self, images, live, roots)
+            seen.append(options["roots"])
+        return forward(self, images, **options)
 
     monkeypatch.setattr(sb.BranchedModel, "forward", noting)
     train(config, folder)
@@ -127,3 +127,41 @@ def test_roots_that_move_are_drawn_in_training(digits_config, folder, monkeypatc
 def test_a_baseline_has_no_roots_to_draw(digits_config, folder):
     config = replace(changed(digits_config, optim={"epochs": 1}), method="baseline")
     assert len(train(config, folder)) == 1
+
+
+CHEAP = {
+    "half of each batch": {"branches": {"batch_fraction": 0.5}},
+    "branches sampled whole": {"sampling": {"kind": "bernoulli", "drops": "branch", "per": "step"}},
+    "a first branch as wide as main": {"model": {"branches": "auto"}, "branches": {"width": 1.0}},
+    "a late start and an early stop": {"branches": {"start_epoch": 1, "stop_epoch": 4}},
+    "a ramp of the mimicry": {"objective": {"mimicry_ramp": 3}},
+}
+
+
+@pytest.mark.parametrize("setting", CHEAP)
+def test_branches_that_cost_little_train_to_sane_accuracy(digits_config, folder, setting):
+    config = changed(digits_config, data={"limit": 0}, optim={"epochs": 6, "lr": 0.02})
+    rows = train(changed(config, **CHEAP[setting]), folder)
+    assert rows[-1]["val/top1/main"] < 40
+
+
+def test_branches_that_rest_cost_nothing_and_log_nothing(digits_config, folder):
+    config = changed(digits_config, branches={"start_epoch": 1}, optim={"epochs": 2})
+    first, second = train(config, folder)
+    assert "train/loss/b1" not in first
+    assert {"train/loss/b1", "train/loss/b2"} <= second.keys()
+
+
+def test_part_of_a_batch_goes_through_the_branches(digits_config, folder, monkeypatch):
+    seen = []
+    forward = sb.BranchedModel.forward
+
+    def noting(self, *images, **options):
+        out = forward(self, *images, **options)
+        if self.training:
+            seen.append([len(each) for each in out.logits])
+        return out
+
+    monkeypatch.setattr(sb.BranchedModel, "forward", noting)
+    train(changed(digits_config, branches={"batch_fraction": 0.25}, optim={"epochs": 1}), folder)
+    assert seen == [[64, 16, 16], [64, 16, 16], [32, 8, 8]]

@@ -115,6 +115,10 @@ VARIANTS = {
         "optim": {"name": "adam", "lr": 0.003, "amsgrad": True, "schedule": "one_cycle", "warmup": 0.3},
         "runtime": {"precision": "bf16-mixed"},
     },
+    "part of each batch, late start, early stop, a ramp": {
+        "branches": {"batch_fraction": 0.3, "start_epoch": 0, "stop_epoch": 1},
+        "objective": {"mimicry_ramp": 2},
+    },
     "grown branches, moving roots, a first phase of new layers": {
         "model": {"branches": "auto"},
         "branches": {"roots": "stage"},
@@ -190,8 +194,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(digits_config, folde
     kept = weights(folder)
     forward = sb.BranchedModel.forward
 
-    def poisoned(self, images, live=None, roots=None):
-        out = forward(self, images, live, roots)
+    def poisoned(self, images, **options):
+        out = forward(self, images, **options)
         if self.training:
             poisoned.calls += 1
             if poisoned.calls == 2:
@@ -249,6 +253,9 @@ def test_compiled_training_runs(digits_config, folder):
         ),
         ({"model": {"options": {"foo": 1}}}, "timm cannot create 'resnet18'.*foo"),
         ({"optim": {"epochs": 0}}, "optim.epochs is 0"),
+        ({"branches": {"batch_fraction": 0.0}}, "branches.batch_fraction is 0.0"),
+        ({"branches": {"start_epoch": 3, "stop_epoch": 2}}, "branches.stop_epoch is 2"),
+        ({"objective": {"mimicry_ramp": -1}}, "objective.mimicry_ramp is -1"),
         ({"runtime": {"accelerator": "cuda"}}, "runtime: .*[Cc][Uu][Dd][Aa]"),
     ],
 )

@@ -3,7 +3,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from sidebranch.engine.config import OptimConfig
-from sidebranch.engine.schedule import learning_rate
+from sidebranch.engine.schedule import learning_rate, mimicry_scale
 
 STEPS = 7
 
@@ -45,3 +45,8 @@ def test_warm_up_is_linear_and_reaches_the_peak(schedule):
     ours = trace(OptimConfig(lr=0.1, epochs=10, schedule=schedule, milestones=(8,), warmup=0.1))
     assert ours[:7] == pytest.approx([0.1 * (i + 1) / 7 for i in range(7)])
     assert max(ours) == pytest.approx(0.1)
+
+
+def test_mimicry_rises_in_a_line_over_its_ramp():
+    assert [mimicry_scale(2, step, 5) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert mimicry_scale(0, 0, 5) == 1.0

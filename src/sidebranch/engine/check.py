@@ -13,6 +13,7 @@ def check(config: Config) -> None:
         UserError: names the first field that is wrong, and what would be right.
     """
     data, optim, objective, runtime = config.data, config.optim, config.objective, config.runtime
+    branches = config.branches
     ranges = [
         ("seed", config.seed, 0 <= config.seed < 2**63, "from 0 to 2^63 - 1"),
         ("data.batch_size", data.batch_size, data.batch_size >= 1, "at least 1"),
@@ -23,6 +24,20 @@ def check(config: Config) -> None:
         ("data.resize", data.resize, data.resize >= data.image_size, "at least data.image_size"),
         ("data.workers", data.workers, data.workers >= 0, "0 or more"),
         ("objective.mimicry", objective.mimicry, objective.mimicry >= 0, "0 or more"),
+        ("objective.mimicry_ramp", objective.mimicry_ramp, objective.mimicry_ramp >= 0, "a number of epochs, or 0"),
+        (
+            "branches.batch_fraction",
+            branches.batch_fraction,
+            0 < branches.batch_fraction <= 1,
+            "a share above 0 and up to 1",
+        ),
+        ("branches.start_epoch", branches.start_epoch, branches.start_epoch >= 0, "a number of epochs, or 0"),
+        (
+            "branches.stop_epoch",
+            branches.stop_epoch,
+            not branches.stop_epoch or branches.stop_epoch > branches.start_epoch,
+            "after branches.start_epoch, or 0 for never",
+        ),
         ("objective.temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("objective.label_smoothing", objective.label_smoothing, 0 <= objective.label_smoothing < 1, "0 to below 1"),
         ("optim.lr", optim.lr, optim.lr > 0, "above 0"),

@@ -43,6 +43,9 @@ class BranchesConfig:
         init: auto: `fresh` weights, or a `copy` of the backbone's tail (width 1).
         roots: `end`, every branch emerges from the end of its stage; `stage`, from a block of that stage drawn anew as
             training goes (DHM section 3.2), as the group `sampling` says.
+        batch_fraction: share of every batch, drawn at random, that goes through the branches.
+        start_epoch: epochs before the branches begin to train.
+        stop_epoch: the epoch after which they no longer do; 0, never.
     """
 
     at: tuple[str, ...] = ()
@@ -50,6 +53,9 @@ class BranchesConfig:
     width: float = 2.0
     init: Literal["fresh", "copy"] = "fresh"
     roots: Literal["end", "stage"] = "end"
+    batch_fraction: float = 1.0
+    start_epoch: int = 0
+    stop_epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,14 @@ class ObjectiveConfig:
     Args:
         direction: who teaches whom in dks and dhm: `both`; `top_down`, the deeper; `bottom_up`, the shallower.
         mimicry: weight of every mimicry term.
+        mimicry_ramp: epochs over which that weight rises from 0, in a line.
         temperature: softens teachers and students in the mimicry terms.
         label_smoothing: share of the label's probability spread evenly over all classes.
     """
 
     direction: Literal["both", "top_down", "bottom_up"] = "both"
     mimicry: float = 1.0
+    mimicry_ramp: int = 0
     temperature: float = 1.0
     label_smoothing: float = 0.0
 

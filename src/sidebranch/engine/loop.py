@@ -30,7 +30,7 @@ from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.progress import Reporter, Silent
 from sidebranch.engine.run_folder import RunFolder
-from sidebranch.engine.schedule import learning_rate
+from sidebranch.engine.schedule import learning_rate, mimicry_scale
 from sidebranch.engine.signals import Interrupted, collected
 from sidebranch.engine.weights import write_backbone
 from sidebranch.errors import UserError
@@ -49,7 +49,8 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
     """
     check(config)
     sampler = build.build_sampler(config.sampling, ("main", "a branch") if config.method != "baseline" else ("main",))
-    may_skip = not sampler.always_all or config.optim.new_layers_epochs > 0
+    phases = (config.optim.new_layers_epochs, config.branches.start_epoch, config.branches.stop_epoch)
+    may_skip = not sampler.always_all or any(phases)
     fabric = launch(config.runtime, may_skip_parameters=may_skip)
     reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
     state = _state_to_resume(config, folder) if resume else None
@@ -295,9 +296,11 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         draw, roots = self._draw()
-        outputs = self.network(images, live=draw.live, roots=roots)
+        rows = math.ceil(config.branches.batch_fraction * len(images))
+        outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
         targets = build.soft_targets(labels, self.num_classes, config.objective.label_smoothing)
-        loss = self.objective(outputs, targets, mimics=draw.mimics)
+        scale = mimicry_scale(config.objective.mimicry_ramp, self.done, len(self.train_loader))
+        loss = self.objective(outputs, targets, mimics=draw.mimics, mimicry_scale=scale)
         self.fabric.backward(loss.total)
         if config.optim.clip:
             self.fabric.clip_gradients(
@@ -308,15 +311,17 @@ class _Run:
         if self.ema is not None:
             self.ema.update(self.inner, step=self.done)
         total = loss.total.detach()
-        scores = torch.stack([logits.detach() for logits in outputs.logits])
-        self.meter.add(outputs.names, scores, labels, loss.supervision)
+        self.meter.add(outputs.names, [logits.detach() for logits in outputs.logits], labels, loss.supervision)
         self.finiteness.watch(self.done, total, outputs.names, loss.supervision, loss.mimicry)
         return total, lr
 
     def _draw(self) -> tuple[Draw, dict[str, str]]:
         """Who lives and mimics in this step, and where the branches emerge."""
         moment = {"seed": self.config.seed, "epoch": self.epoch, "step": self.step}
-        return self.sampler(self.names, **moment), self.roots(self.inner.places, **moment)
+        branches = self.config.branches
+        is_on = branches.start_epoch <= self.epoch < (branches.stop_epoch or math.inf)
+        draw = self.sampler(self.names, **moment) if is_on else Draw(self.names[:1], self.names[:1])
+        return draw, self.roots(self.inner.places, **moment)
 
     def _log_step(self, total: Tensor, lr: float, steps_per_second: float) -> None:
         """Reads the metrics back from the device."""

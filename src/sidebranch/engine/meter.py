@@ -30,19 +30,22 @@ class Meter:
         self.sums = torch.zeros(4, len(self.columns), dtype=precise, device=device)
 
     @torch.no_grad()
-    def add(self, names: Sequence[str], scores: Tensor, labels: Tensor, losses: Tensor) -> None:
+    def add(self, names: Sequence[str], scores: Sequence[Tensor] | Tensor, labels: Tensor, losses: Tensor) -> None:
         """One batch of the named columns.
 
         Args:
             names: C of the columns, in their order.
-            scores: [C, N, K] logits or probabilities.
+            scores: C of [N, K] logits or probabilities; some may be of the first images only.
             labels: [N] class indices.
-            losses: [C] means over the batch.
+            losses: [C] means over the images that each saw.
         """
-        count = len(labels)
-        rows = torch.cat(
-            [torch.full_like(losses, count)[None], (losses * count)[None], top_k_hits(scores, labels, (1, 5))]
-        )
+        counts = [len(each) for each in scores]
+        if len(set(counts)) == 1:
+            hits = top_k_hits(torch.stack(tuple(scores)), labels, (1, 5))
+        else:
+            hits = torch.cat([top_k_hits(each[None], labels[: len(each)], (1, 5)) for each in scores], 1)
+        seen = torch.stack([torch.full_like(losses[0], count) for count in counts])
+        rows = torch.cat([seen[None], (losses * seen)[None], hits])
         if tuple(names) == self.columns:
             self.sums += rows
         else:

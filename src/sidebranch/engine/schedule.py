@@ -28,6 +28,11 @@ def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
     return optim.lr * rising
 
 
+def mimicry_scale(ramp: int, step: int, steps_per_epoch: int) -> float:
+    """The factor of the mimicry terms at a step: a line from 0 to 1 over `ramp` epochs."""
+    return min(1.0, step / (ramp * steps_per_epoch)) if ramp else 1.0
+
+
 def _one_cycle(step: int, total: int, warmup: float) -> float:
     peak = max(warmup - 1, 0.0)
     if step <= peak:
