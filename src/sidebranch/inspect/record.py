@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -91,7 +92,7 @@ def by_kind(records: Sequence[Record]) -> dict[str, list[Record]]:
         ]
         told = [f"{key} {values.split(' -> ')[-1]}" for key, values in (each.split(": ", 1) for each in changed)]
         if len(told) > 2:  # another network or data set: its own name says it shorter
-            told = [record.folder.root.resolve().name]
+            told = [re.sub(r"-seed\d+$", "", record.folder.root.resolve().name)]
         group = groups.setdefault(", ".join([label(record.config.method), *told]), [])
         if any(record.folder.root.resolve() == other.folder.root.resolve() for other in group):
             raise UserError(f"the run '{record.folder.root}' is given twice")
