@@ -9,7 +9,7 @@ import sidebranch
 
 ROOT = Path(sidebranch.__file__).parent
 GROUND = {"errors", "seeding"}
-MODEL = GROUND | {"objective", "sampling", "model"}
+MODEL = GROUND | {"loss", "objective", "sampling", "model"}
 LIBRARY = MODEL | {"branches", "zoo", "attach"}
 ENGINE = LIBRARY | {"data", "metrics", "engine"}
 
@@ -17,7 +17,8 @@ ENGINE = LIBRARY | {"data", "metrics", "engine"}
 ALLOWED = {
     "errors": set(),
     "seeding": set(),
-    "objective": GROUND,
+    "loss": GROUND,
+    "objective": GROUND | {"loss"},
     "sampling": GROUND,
     "model": GROUND | {"objective", "sampling"},
     "branches": MODEL,
@@ -34,7 +35,7 @@ ALLOWED = {
     "__main__": {"cli"},
 }
 # The core works in anyone's loop with torch alone (jaxtyping is annotation).
-TORCH_ONLY = {"errors", "seeding", "objective", "sampling", "model", "branches", "metrics"}
+TORCH_ONLY = {"errors", "seeding", "loss", "objective", "sampling", "model", "branches", "metrics"}
 STANDARD = {
     "__future__",
     "collections",

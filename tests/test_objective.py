@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sidebranch as sb
-from sidebranch.objective import mimicry_matrix
+from sidebranch import loss as kernel
 
 NAMES = ("main", "b1", "b2")
 
@@ -117,14 +117,6 @@ def test_no_gradient_reaches_a_teacher():
     assert logits[0].grad.abs().sum() > 0
     assert logits[1].grad.abs().sum() == 0
     assert logits[2].grad.abs().sum() == 0
-
-
-def test_the_mimicry_matrix_alone_gives_teachers_no_gradient():
-    teachers = torch.randn(2, 4, 3).softmax(-1).requires_grad_()
-    students = torch.randn(2, 4, 3).log_softmax(-1).requires_grad_()
-    mimicry_matrix(teachers, students).sum().backward()
-    assert teachers.grad is None
-    assert students.grad is not None
 
 
 def test_gradient_equals_that_of_the_code_s_kullback_leibler_form():
@@ -301,3 +293,47 @@ def test_parts_of_a_batch_that_do_not_fit_are_refused(lengths):
     logits = tuple(torch.randn(length, 5) for length in lengths)
     with pytest.raises(sb.UserError, match="may be of the first images only"):
         sb.dhm()(sb.Outputs(("main", "b1", "b2"), logits), torch.tensor([0, 1, 2, 3, 4, 0]))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("seen", [7, 3])
+def test_any_chunks_and_a_second_sweep_give_the_same(monkeypatch, soft, temperature, seen):
+    """However the rows are cut, and whether the gradient is kept or made again in the backward pass."""
+
+    def run():
+        torch.manual_seed(4)
+        main, b1, b2 = (torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+        targets = torch.randn(7, 5).softmax(-1).double() if soft else torch.randint(5, (7,))
+        teacher = torch.nn.Linear(4, 5).double()
+        images = torch.randn(7, 4, dtype=torch.float64)
+        mimicry = [[0, 1, 0.5], [2, 0, 1], [1, 0.3, 0], [0.2, 0.1, 0.4]]
+        objective = sb.Objective([1, 0.5, 2], mimicry, temperature, teacher)
+        out = sb.Outputs(("main", "b1", "b2"), (main, b1[:seen], b2[:seen]))
+        found = objective(out, targets, images=images)
+        (3 * found.total).backward()
+        return [found.total.detach(), found.supervision, found.mimicry, main.grad, b1.grad, b2.grad]
+
+    whole = run()
+    monkeypatch.setattr(kernel, "CHUNK", {"cpu": 2 * 3 * 5})
+    chunked = run()
+    monkeypatch.setattr(kernel, "KEPT", 0)
+    swept = run()
+    for one, two, three in zip(whole, chunked, swept, strict=True):
+        assert torch.allclose(one, two, atol=1e-12)
+        assert torch.allclose(two, three, atol=1e-12)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 24])
+def test_the_gradient_is_that_of_finite_differences(monkeypatch, kept):
+    monkeypatch.setattr(kernel, "KEPT", kept)
+    monkeypatch.setattr(kernel, "CHUNK", {"cpu": 20})
+    logits = tuple(torch.randn(4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    objective = sb.dsl()  # no teachers: the stop-gradient is no derivative
+    torch.autograd.gradcheck(
+        lambda *each: objective(sb.Outputs(("main", "b1"), each), torch.tensor([0, 1, 4, 2])).total, logits
+    )
+    total = objective(sb.Outputs(("main", "b1"), logits), torch.tensor([0, 1, 4, 2])).total
+    once = torch.autograd.grad(total, logits, retain_graph=True)
+    again = torch.autograd.grad(total, logits)
+    assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))

@@ -17,10 +17,11 @@ from functools import lru_cache, partial
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sidebranch.errors import UserError, nearest
+from sidebranch.loss import FusedLoss
 
 Direction = Literal["both", "top_down", "bottom_up"]
 Vector = tuple[float, ...]
@@ -54,35 +55,6 @@ class Loss:
     total: Float[Tensor, ""]
     supervision: Float[Tensor, " c"]
     mimicry: Float[Tensor, "p c"]
-
-
-def supervision_vector(
-    log_probabilities: Float[Tensor, "c n k"], targets: Int[Tensor, " n"] | Float[Tensor, "n k"]
-) -> Float[Tensor, " c"]:
-    """Mean cross-entropy of every classifier to the labels, in nats.
-
-    Args:
-        log_probabilities: the classifiers' log-softmax.
-        targets: class indices, or probabilities (mixup, CutMix, label smoothing).
-    """
-    classifiers, count, _ = log_probabilities.shape
-    if targets.ndim == 1:
-        index = targets.view(1, -1, 1).expand(classifiers, -1, 1)
-        return -log_probabilities.gather(2, index).sum((1, 2)) / count
-    return -torch.einsum("nk,cnk->c", targets.to(log_probabilities.dtype), log_probabilities) / count
-
-
-def mimicry_matrix(teachers: Float[Tensor, "p n k"], students: Float[Tensor, "c n k"]) -> Float[Tensor, "p c"]:
-    """Mean cross-entropy of every student q to every teacher p, in nats.
-
-    Args:
-        teachers: probabilities; constants, no gradient flows into them.
-        students: log-probabilities.
-
-    Returns:
-        [p, q]; where teachers and students are the same classifiers, the diagonal is each one's own entropy.
-    """
-    return -torch.einsum("pnk,cnk->pc", teachers.detach(), students) / students.shape[1]
 
 
 class Objective:
@@ -152,37 +124,31 @@ class Objective:
         for name in mimics or ():
             if name not in outputs.network:
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
-        device = logits[0].device
-        seen = min(map(len, logits))
-        outside = [each[:, :seen] for each in self._outside(images)]
+        device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
+        outside = self._outside(images)
         with torch.autocast(device.type, enabled=False):
-            stacked = torch.stack([_at_least_float32(each[:seen]) for each in logits])
-            log_probabilities = stacked.log_softmax(-1)
-            labels = supervision_vector(log_probabilities, targets[:seen])
-            if seen < len(targets):  # main saw them all
-                main = supervision_vector(_at_least_float32(logits[0])[None].log_softmax(-1), targets)
-                labels = torch.cat([main, labels[1:]])
-            total = labels @ _constant(supervision, device, labels.dtype)
-            pairs = labels.new_zeros(len(mimicry), len(names))
-            if any(map(any, mimicry)):
-                warm = self.temperature != 1.0
-                students = (stacked / self.temperature).log_softmax(-1) if warm else log_probabilities
-                teachers = torch.cat([students.detach().exp(), *outside])
-                pairs = mimicry_matrix(teachers, students)
-                scale = self.temperature**2 * mimicry_scale
-                total = total + scale * (pairs * _constant(mimicry, device, pairs.dtype)).sum()
-        return Loss(total, labels.detach(), pairs.detach())
+            total, labels, pairs = FusedLoss.apply(  # pyright: ignore[reportGeneralTypeIssues] (autograd's own protocol)
+                _constant(supervision, device, dtype),
+                _constant(mimicry, device, dtype) if any(map(any, mimicry)) else None,
+                self.temperature,
+                mimicry_scale,
+                targets,
+                outside,
+                *logits,
+            )
+        return Loss(total, labels, pairs)
 
-    def _outside(self, images: Tensor | None) -> tuple[Tensor, ...]:
-        """The outside teacher's probabilities, [1, N, K], if there is one."""
+    def _outside(self, images: Tensor | None) -> Tensor | None:
+        """The outside teacher's probabilities, [N, K], if there is one."""
         if self.teacher is None:
-            return ()
+            return None
         if images is None:
             raise UserError(
                 "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
             )
         with torch.no_grad():
-            return ((_at_least_float32(self.teacher(images)) / self.temperature).softmax(-1)[None],)
+            logits = self.teacher(images)
+            return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature).softmax(-1)
 
 
 def baseline() -> Objective:
@@ -282,10 +248,6 @@ def _copied(values: Vector | Matrix, device: torch.device, dtype: torch.dtype) -
     """Copied there once: a copy from the host in every step would wait for it."""
     with torch.inference_mode(False):  # the first to ask may be in inference mode, the next in training
         return torch.tensor(values, device=device, dtype=dtype)
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check(names: Sequence[str], logits: Sequence[Tensor], targets: Tensor) -> None:
