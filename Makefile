@@ -33,7 +33,7 @@ lint: env
 	$(BIN)/basedpyright
 
 bench: env
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/bench.py
 
 # docs/coverage.md: side branches grown on one member of every family of timm and torchvision; about half an hour.
 coverage-table: env

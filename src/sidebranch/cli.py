@@ -194,8 +194,8 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     shown.add_argument("--kind", choices=["default", "paper", "auto"], default="default", help="Which branches.")
     shown.add_argument("--at", type=str, nargs="+", default=[], help="Modules to fork at.")
     shown.add_argument("--count", type=int, default=2, help="How many branches, without --at.")
-    shown.add_argument("--depth", type=float, default=growth.depth, help="Blocks kept in the farther ones: a share.")
-    shown.add_argument("--width", type=float, default=growth.width, help="Times main's channels in the nearest one.")
+    shown.add_argument("--depth", type=float, default=growth.depth, help="Blocks kept in the farther: a share. Auto.")
+    shown.add_argument("--width", type=float, default=growth.width, help="The nearest's channels, by main's. Auto.")
     shown.add_argument("--num-classes", type=int, default=1000, help="Classes.")
     shown.add_argument("--input-size", type=int, nargs=3, default=[], help="Channels, height, width of an image.")
     shown.add_argument("--small-input", action="store_true", help="Adapt the stem to images of 32x32 to 64x64.")
@@ -306,14 +306,15 @@ def _branches(options: Namespace) -> int:
     model = ModelConfig(name=options.backbone, small_input=options.small_input)
     with torch.device("meta"):
         backbone = build_adapted(model, options.num_classes, size[0] if size else 3)
-    with warnings.catch_warnings(record=True) as notes:
+    growth = Growth(options.depth, options.width)
+    with torch.device("meta"), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         net = attach(
             backbone,
             None if options.kind == "default" else options.kind,
             depth=options.count,
             at=options.at,
-            growth=Growth(options.depth, options.width),
+            growth=None if growth == Growth() else growth,
             input_size=size or None,
         )
     shown = anatomy(net, size or None, [str(note.message) for note in notes])

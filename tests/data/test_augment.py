@@ -4,6 +4,7 @@ from torchvision.transforms import functional as TF
 
 import sidebranch as sb
 from sidebranch.data import Augmentation, Normalisation
+from sidebranch.data.augment import Pixels
 from sidebranch.seeding import uniform
 
 
@@ -14,9 +15,11 @@ def photos():
 
 @pytest.mark.parametrize(("mode", "torchvision_mode"), [("zeros", "constant"), ("reflect", "reflect")])
 @pytest.mark.parametrize("padding", [0, 1, 4])
-def test_equals_torchvision_image_by_image(photos, padding, mode, torchvision_mode):
+def test_equals_torchvision_image_by_image(padding, mode, torchvision_mode):
+    photos = torch.randint(0, 256, (116, 3, 8, 10), dtype=torch.uint8)
     index = torch.arange(100, 116)
-    batch = Augmentation(padding, mode, flip=True)(photos, index, 3, 5)
+    batch = Augmentation(padding, mode, flip=True)(Pixels.of(photos), index, 3, 5)
+    photos = photos[index]
     offsets = [(uniform(index, side, 3, 5) * (2 * padding + 1)).long().tolist() for side in ("top", "left")]
     mirrored = (uniform(index, "flip", 3, 5) < 0.5).tolist()
     assert 0 < sum(mirrored) < 16
@@ -29,11 +32,12 @@ def test_equals_torchvision_image_by_image(photos, padding, mode, torchvision_mo
 def test_an_image_looks_the_same_in_any_batch(photos):
     augmentation = Augmentation(2, "zeros", True)
     index = torch.arange(16)
-    whole = augmentation(photos, index, 0, 1)
+    pixels = Pixels.of(photos)
+    whole = augmentation(pixels, index, 0, 1)
     for part in (torch.tensor([5]), torch.tensor([9, 2, 15])):
-        assert torch.equal(augmentation(photos[part], index[part], 0, 1), whole[part])
-    assert not torch.equal(augmentation(photos, index, 0, 2), whole)
-    assert not torch.equal(augmentation(photos, index, 1, 1), whole)
+        assert torch.equal(augmentation(pixels, index[part], 0, 1), whole[part])
+    assert not torch.equal(augmentation(pixels, index, 0, 2), whole)
+    assert not torch.equal(augmentation(pixels, index, 1, 1), whole)
 
 
 def test_every_offset_is_drawn(photos):
@@ -42,7 +46,7 @@ def test_every_offset_is_drawn(photos):
 
 
 def test_without_padding_or_flip_nothing_changes(photos):
-    assert torch.equal(Augmentation()(photos, torch.arange(16), 0, 0), photos)
+    assert torch.equal(Augmentation()(Pixels.of(photos), torch.arange(16), 0, 0), photos)
 
 
 def test_normalisation_equals_torchvision(photos):
@@ -51,6 +55,20 @@ def test_normalisation_equals_torchvision(photos):
     torch.testing.assert_close(scale(photos), expected)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_up_to_four_channels(channels):
+    images = torch.randint(0, 256, (5, channels, 6, 6), dtype=torch.uint8)
+    assert torch.equal(Augmentation()(Pixels.of(images), torch.arange(5), 0, 0), images)
+    with pytest.raises(sb.UserError, match="5 channels"):
+        Pixels.of(torch.zeros(1, 5, 2, 2, dtype=torch.uint8))
+
+
+def test_normalised_images_are_channels_last_in_memory(photos):
+    for images in (photos, photos.contiguous(memory_format=torch.channels_last), photos[:, :, ::2]):
+        scaled = Normalisation((0.5,) * 3, (0.2,) * 3)(images)
+        assert scaled.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_reflection_beyond_the_image_is_refused(photos):
     with pytest.raises(sb.UserError, match="reflect padding of 8 needs images larger"):
-        Augmentation(8, "reflect")(photos, torch.arange(16), 0, 0)
+        Augmentation(8, "reflect")(Pixels.of(photos), torch.arange(16), 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -31,20 +32,24 @@ def fill(body: nn.Module, source: nn.Module, *, copied: bool, device: torch.devi
     if device.type == "meta":
         return
     trained = not copied and was_trained(source)
+    constants = {path: value for path, value in body.named_buffers() if not value.is_meta}  # made in the forward pass
     body.to_empty(device=device)
+    for parameter in body.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     known = dict(source.named_modules())
     with torch.no_grad():
         for path, module in body.named_modules():
             like = known.get(path)
             for name, buffer in module.named_buffers(recurse=False):
-                old = getattr(like, name)
-                if old.shape == buffer.shape:
+                old = constants.get(f"{path}.{name}".lstrip("."), getattr(like, name, None))
+                if old is not None and old.shape == buffer.shape:
                     buffer.copy_(old)
             if isinstance(module, _BatchNorm) and not copied:
                 module.reset_running_stats()
             if trained and callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-                continue
+                with suppress(TypeError):  # one that wants to be told how
+                    reset()
+                    continue
             for name, parameter in module.named_parameters(recurse=False):
                 if copied:
                     parameter.copy_(getattr(like, name))

@@ -20,10 +20,20 @@ from torch.nn import functional
 from sidebranch.branches.forks import alike, find_forks, resolution
 from sidebranch.branches.fresh import fill
 from sidebranch.branches.thin import thin
-from sidebranch.branches.trace import FAILURES, Trace, is_feature, reason, trace, value_of
+from sidebranch.branches.trace import (
+    FAILURES,
+    Trace,
+    check_size,
+    has_weights,
+    is_feature,
+    note_copy,
+    reason,
+    trace,
+    value_of,
+)
 from sidebranch.branches.widen import CannotWiden, widen
 from sidebranch.errors import UserError, nearest
-from sidebranch.model import BranchedModel, SideBranch
+from sidebranch.model import SideBranch
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,12 @@ def grow(
     Raises:
         UserError: the backbone's forward pass cannot be followed, or there is no fork; it says why.
     """
-    if count < 1:
+    if not isinstance(count, int) or count < 1:
         raise UserError(f"the number of branches is {count}; it must be at least 1")
+    if input_size is not None:
+        check_size(input_size)
+    if isinstance(at, str):
+        raise UserError(f"at is '{at}'; give a list of paths, such as ['{at}']")
     if len(set(at)) < len(at):
         raise UserError(f"two branches fork at one place: {', '.join(at)}")
     grown = _grow_somewhere(backbone, at, count, growth, input_size)
@@ -123,31 +137,36 @@ def _grow_somewhere(
     for size in sizes[:-1]:
         with suppress(UserError):
             traced = trace(backbone, size)
-            grown = _grow_all(traced, backbone, at, count, growth)
-            if input_size is None or _works(traced.root, grown, input_size):
-                return grown
-    return _grow_all(trace(backbone, sizes[-1]), backbone, at, count, growth)
+            forks = _chosen(traced, backbone, at, count)
+            if input_size is None or tuple(input_size) == size:
+                return _grow_all(traced, backbone, forks, growth)
+            here = trace(backbone, input_size)
+            if all(_same(traced.tail(traced.fork(path))[0], here.tail(here.fork(path))[0]) for path in forks):
+                return _grow_all(traced, backbone, forks, growth)
+            return _grow_all(here, backbone, forks, growth)
+    traced = trace(backbone, sizes[-1])
+    return _grow_all(traced, backbone, _chosen(traced, backbone, at, count), growth)
 
 
-def _grow_all(traced: Trace, backbone: nn.Module, at: Sequence[str], count: int, growth: Growth) -> list[Grown]:
+def _chosen(traced: Trace, backbone: nn.Module, at: Sequence[str], count: int) -> list[str]:
+    """The paths to fork at, the nearest to the top first."""
     forks = {path: traced.fork(_known(path, backbone)) for path in at} if at else find_forks(traced, count)
     order = list(traced.graph.nodes)
-    ranked = sorted(forks.items(), key=lambda item: -order.index(item[1]))
-    return [_grow(traced, f"b{place}", path, node, place == 1, growth) for place, (path, node) in enumerate(ranked, 1)]
+    return sorted(forks, key=lambda path: -order.index(forks[path]))
 
 
-def _works(root: nn.Module, grown: Sequence[Grown], input_size: Sequence[int]) -> bool:
-    """Whether the branches take images of this size too: some backbones' sizes are constants in their tails."""
-    net = BranchedModel(root, [each.branch for each in grown])
-    like = next(root.parameters())
+def _same(one: fx.Graph, other: fx.Graph) -> bool:
+    """Whether two tails do the same; sizes that are constants in them may tell them apart."""
+    return str(one.python_code("self").src) == str(other.python_code("self").src)
+
+
+def _grow_all(traced: Trace, backbone: nn.Module, forks: Sequence[str], growth: Growth) -> list[Grown]:
+    size = traced.images.shape[1:]
     try:
-        with torch.no_grad():
-            net(torch.empty(1, *input_size, device=like.device, dtype=like.dtype))
-    except FAILURES:
-        return False
-    finally:
-        net.release()
-    return True
+        training = trace(backbone, size, training=True)
+    except UserError:
+        training = None
+    return [_grow(traced, training, f"b{place}", path, place == 1, growth) for place, path in enumerate(forks, 1)]
 
 
 def trace_own(backbone: nn.Module, input_size: Sequence[int] | None = None) -> Trace:
@@ -178,9 +197,19 @@ def _known(path: str, backbone: nn.Module) -> str:
     return path
 
 
-def _grow(traced: Trace, name: str, at: str, fork: fx.Node, is_nearest: bool, growth: Growth) -> Grown:
-    notes, size = [], traced.images.shape[1:]
+def _grow(traced: Trace, training: Trace | None, name: str, at: str, is_nearest: bool, growth: Growth) -> Grown:
+    notes, size, fork = [], traced.images.shape[1:], traced.fork(at)
     graph, calls = traced.tail(fork)
+    if not any(
+        node.op == "call_module" and has_weights(traced.root.get_submodule(str(node.target))) for node in graph.nodes
+    ):
+        raise UserError(f"no fork at '{at}': nothing that learns follows it")
+    if training is not None and not _same(
+        _without_dropout(graph), _without_dropout(training.tail(training.fork(at))[0])
+    ):
+        notes.append(
+            f"{name} does in training, too, what the backbone does in evaluation: its forward pass depends on the mode"
+        )
     kept, total = thin(graph, calls, traced.root, 1.0 if is_nearest else growth.depth)
     if not is_nearest and growth.depth < 1 and kept == total:
         notes.append(f"{name} is as deep as main: no block that follows '{at}' repeats")
@@ -199,9 +228,21 @@ def _grow(traced: Trace, name: str, at: str, fork: fx.Node, is_nearest: bool, gr
 # Dropout as a function reads the mode of the moment at which it was traced; as a module it follows the model's.
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     functional.dropout: nn.Dropout,
+    functional.dropout1d: nn.Dropout1d,
     functional.dropout2d: nn.Dropout2d,
+    functional.dropout3d: nn.Dropout3d,
     functional.alpha_dropout: nn.AlphaDropout,
+    functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
+
+
+def _without_dropout(graph: fx.Graph) -> fx.Graph:
+    """The graph, its calls of dropout as if in evaluation."""
+    graph = _copy(graph)
+    for node in graph.nodes:
+        if node.target in _DROPOUTS:
+            node.args, node.kwargs = node.args[:1] or (node.kwargs["input"],), {}
+    return graph
 
 
 def _body(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -221,14 +262,16 @@ def _body(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             node.op, node.target = "call_module", f"dropout_{len(parts)}"
             parts[node.target] = kind(probability)
             node.args, node.kwargs = node.args[:1] or (node.kwargs["input"],), {}
-    return fx.GraphModule(parts, graph, "Tail")
+    body = fx.GraphModule(parts, graph, "Tail")
+    type(body).__call__ = nn.Module.__call__  # fx's own prints the graph's source beside every error
+    return body
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:
     new, copies = fx.Graph(), {}
     for node in graph.nodes:
         copies[node] = new.node_copy(node, lambda each: copies[each])
-        copies[node].meta = dict(node.meta)
+        note_copy(node, copies)
     return new
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from sidebranch.branches.trace import Call, cuts_of, has_weights, is_feature, value_of
+from sidebranch.branches.trace import Call, cuts_of, has_weights, is_feature, is_read_later, value_of
 
 
 def thin(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module, depth: float) -> tuple[int, int]:
@@ -38,8 +38,10 @@ def thin(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module, depth: flo
         for path in reversed(repeats[len(repeats) - (len(blocks) - stay) :]):
             _leave_out(calls[path], root)
         kept, total = kept + stay, total + len(blocks)
+    order = {node: place for place, node in enumerate(graph.nodes)}
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output"):
+        is_end = node.op in ("placeholder", "output")
+        if not is_end and not node.users and not is_read_later(node, order, order):
             graph.erase_node(node)
     return kept, total
 

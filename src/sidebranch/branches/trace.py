@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
+from torch.nn.parameter import UninitializedParameter
 
 from sidebranch.errors import UserError
 
@@ -36,11 +37,20 @@ FAILURES = (
 def meta_copy(module: nn.Module) -> Any:
     """The module on the meta device: its structure, none of its memory."""
     memo: dict[int, Any] = {}
+    if any(isinstance(each, UninitializedParameter) for each in module.parameters()):
+        raise UserError(f"{type(module).__name__} has lazy layers; run one batch through it first")
     for each in module.parameters():
         memo[id(each)] = nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad)
     for each in module.buffers():
         memo[id(each)] = torch.empty_like(each, device="meta")
-    return copy.deepcopy(module, memo)
+    try:
+        twin = copy.deepcopy(module, memo)
+    except FAILURES as error:
+        raise UserError(f"{type(module).__name__} cannot be copied: {reason(error)}") from error
+    for each in twin.modules():  # what users hang on a module watches that module, not its copies
+        for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks):
+            hooks.clear()
+    return twin
 
 
 def reason(error: BaseException) -> str:
@@ -130,7 +140,7 @@ class Trace:
         for node in self.graph.nodes:
             if node in needed:
                 copies[node] = graph.node_copy(node, carried)
-                copies[node].meta = dict(node.meta)
+                note_copy(node, copies)
         if not batch.users:
             graph.erase_node(batch)
         runs = {path: calls[0] for path, calls in self.calls.items() if len(calls) == 1}
@@ -142,6 +152,7 @@ class Trace:
 
     def _needed(self, fork: fx.Node, past: set[fx.Node]) -> set[fx.Node]:
         """The nodes after the fork that the logits are made of."""
+        order = {node: place for place, node in enumerate(self.graph.nodes)}
         needed: set[fx.Node] = set()
         stack = [self.graph.output_node()]
         while stack:
@@ -149,24 +160,45 @@ class Trace:
             if node not in needed and node is not fork and node not in past:
                 needed.add(node)
                 stack.extend(node.all_input_nodes)
+            if not stack:  # what changes in place something that is read afterwards, though nobody takes its output
+                stack = [
+                    each
+                    for each in self.graph.nodes
+                    if each not in needed and each not in past and is_read_later(each, order, needed)
+                ]
         return needed
 
 
-def trace(backbone: nn.Module, input_size: Sequence[int]) -> Trace:
+def check_size(input_size: Any) -> None:
+    """Refuses what is no size of an image."""
+    sizes = input_size if isinstance(input_size, Sequence) else ()
+    if len(sizes) != 3 or not all(isinstance(each, int) and each > 0 for each in sizes):
+        raise UserError(f"the input size is {input_size}; it must be channels, height, width, such as (3, 224, 224)")
+
+
+def trace(backbone: nn.Module, input_size: Sequence[int], *, training: bool = False) -> Trace:
     """Runs two blank images through a copy of the backbone that holds no memory.
 
     Args:
         backbone: images to logits; left as it is.
         input_size: of an image: channels, height, width.
+        training: the mode in which the pass is followed.
 
     Raises:
         UserError: the backbone does not take such images, or its forward pass cannot be followed.
     """
+    if hasattr(backbone, "_orig_mod"):
+        raise UserError("the backbone is compiled already; attach branches first, then compile the whole")
+    if "forward" in vars(backbone) or backbone._forward_hooks or backbone._forward_pre_hooks:
+        raise UserError(
+            f"{type(backbone).__name__} has a forward hook or a forward pass of its own, which branches cut out of it "
+            f"would not have; take it off, or wrap the model in a module"
+        )
     root = _one_input(meta_copy(backbone))
     dtype = next((each.dtype for each in root.parameters()), torch.float32)
     images = torch.empty(BATCH, *input_size, device="meta", dtype=dtype)
     _run_plainly(root, images)
-    root.eval()
+    root.train(training)
     failure: Exception | None = None
     for opens in (_is_stage, _is_sequence):
         tracer = _Tracer(images, opens)
@@ -232,6 +264,21 @@ def was_changed(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value._version != node.meta["version"]
 
 
+def is_read_later(node: fx.Node, order: Mapping[fx.Node, int], among: Container[fx.Node]) -> bool:
+    """Whether something that the node changes in place is used, by one of these, after the change."""
+    return any(user in among and order[user] > order[node] for each in changes(node) for user in each.users)
+
+
+def note_copy(node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> None:
+    """Gives a node's copy what is known of the node."""
+    copies[node].meta = node.meta | {"changes": {copies[each] for each in changes(node) if each in copies}}
+
+
+def changes(node: fx.Node) -> set[fx.Node]:
+    """The earlier nodes whose values this one changes in place."""
+    return node.meta.get("changes", set())
+
+
 class _Proxy(fx.Proxy):
     """A proxy that knows its value, so that Python's control flow can go on."""
 
@@ -285,6 +332,7 @@ class _Tracer(fx.Tracer):
         self.images, self.opens = images, opens
         self.proxy_buffer_attributes = True
         self.calls: dict[str, list[Call]] = {}
+        self.views: dict[int, list[fx.Node]] = {}  # nodes by the memory that their values share
         self.is_running = False  # a leaf, outside the graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -295,9 +343,18 @@ class _Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
-        value = self._run(proxy.node)
-        proxy.node.meta["value"] = value
-        proxy.node.meta["version"] = value._version if isinstance(value, Tensor) else None
+        node = proxy.node
+        given = [each for each in node.all_input_nodes if isinstance(value_of(each), Tensor)]
+        versions = {each: value_of(each)._version for each in given}
+        value = self._run(node)
+        node.meta["value"] = value
+        node.meta["version"] = value._version if isinstance(value, Tensor) else None
+        moved = [value_of(each) for each, old in versions.items() if value_of(each)._version != old]
+        changed = {each.untyped_storage()._cdata for each in moved}
+        if changed:
+            node.meta["changes"] = {each for storage in changed for each in self.views.get(storage, ())} - {node}
+        if isinstance(value, Tensor):
+            self.views.setdefault(value.untyped_storage()._cdata, []).append(node)
         return proxy
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -419,6 +476,8 @@ def _size(node: fx.Node, batch: fx.Node) -> Any:
     """A size that was read before the fork: a constant, but for the number of images."""
     value = value_of(node)
     assert not _holds_tensor(value), f"{node} goes past the cut"
+    if isinstance(value, torch.device):
+        return batch.graph.call_function(getattr, (batch.args[0], "device"))
     if isinstance(value, torch.Size):
         return (batch, *value[1:]) if node.args[1] == "shape" else tuple(value)
     of_images = (node.target is operator.getitem and node.args[1] == 0) or (

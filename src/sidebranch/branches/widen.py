@@ -7,12 +7,14 @@ it; so what follows adapts to what came before, whatever the blocks look like in
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from sidebranch.branches.trace import FAILURES, cuts_of, has_weights, reason
 
@@ -35,7 +37,7 @@ def widen(tail: fx.GraphModule, width: float, is_map: Callable[[Tensor], bool]) 
         CannotWiden: a module's sizes are written down elsewhere than in its layers.
     """
     features = next(node for node in tail.graph.nodes if node.op == "placeholder").meta["value"]
-    before = _shapes(tail, features)
+    before, taken_before = _shapes(tail, features)
     paths = {module: path for path, module in tail.named_modules()}
     head = _head(tail, is_map)
     seen: set[nn.Module] = set()
@@ -53,7 +55,7 @@ def widen(tail: fx.GraphModule, width: float, is_map: Callable[[Tensor], bool]) 
     try:
         with torch.no_grad():
             tail.forward(features)
-        after = _shapes(tail, features)
+        after, taken_after = _shapes(tail, features)
     except CannotWiden as error:
         raise CannotWiden(f"'{current}', {error}") from error
     except FAILURES as error:
@@ -61,25 +63,56 @@ def widen(tail: fx.GraphModule, width: float, is_map: Callable[[Tensor], bool]) 
     finally:
         for handle in handles:
             handle.remove()
+    for one, other in zip_longest(taken_before, taken_after):
+        if one is None or other is None or other[1] < one[1]:
+            where = (other or one or ("",))[0]
+            raise CannotWiden(f"'{where}', whose forward pass takes a fixed number of channels out of what it gets")
     _check(tail, before, after, head)
 
 
-def _shapes(tail: fx.GraphModule, features: Tensor) -> Shapes:
-    """Of every module's first input and output, in the order of the runs."""
+class _Selections(TorchFunctionMode):
+    """Notes, of every slice and split, where it was made and the share of the input that it takes."""
+
+    def __init__(self, tail: nn.Module) -> None:
+        super().__init__()
+        self.paths = {module: path for path, module in tail.named_modules()}
+        self.current = ""
+        self.found: list[tuple[str, float]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        if func in _SELECTIONS and isinstance(args[0], Tensor) and args[0].numel():
+            first = given[0] if isinstance(given, (tuple, list)) else given
+            self.found.append((self.current, first.numel() / args[0].numel()))
+        return given
+
+
+_SELECTIONS = {Tensor.__getitem__, Tensor.narrow, torch.narrow, Tensor.split, torch.split, torch.split_with_sizes}
+
+
+def _shapes(tail: fx.GraphModule, features: Tensor) -> tuple[Shapes, list[tuple[str, float]]]:
+    """Of every module's first input and output, in the order of the runs; and the selections made."""
     found: Shapes = {}
+    selections = _Selections(tail)
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
             found.setdefault(module, (inputs[0].shape, output.shape))
 
-    handles = [module.register_forward_hook(note) for module in tail.modules() if module is not tail]
+    def enter(module: nn.Module, inputs: Any) -> None:
+        selections.current = selections.paths[module]
+
+    handles = []
+    for module in tail.modules():
+        if module is not tail:
+            handles += [module.register_forward_hook(note), module.register_forward_pre_hook(enter)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), selections:
             tail.forward(features)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return found, selections.found
 
 
 def _head(tail: fx.GraphModule, is_map: Callable[[Tensor], bool]) -> set[nn.Module]:

@@ -1,6 +1,6 @@
 """Augmentation in batches, on whatever device the images are: pad and crop, flip, normalise.
 
-In: uint8 images [N, C, H, W] and their indices. Out: float32 images, augmented as (seed, epoch, index) say.
+In: uint8 images, a word a pixel, and a batch's indices. Out: float32 images, augmented as (seed, epoch, index) say.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
 from sidebranch.errors import UserError
 from sidebranch.seeding import uniform
+
+PaddingMode = Literal["zeros", "reflect"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,40 @@ class Normalisation:
     std: tuple[float, ...]
 
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
-        return images.float().sub_(mean).div_(std)
+        """Laid out channels-last, whatever the images' layout."""
+        rows = images.permute(0, 2, 3, 1).float().flatten(2)  # whole rows of pixels: a broadcast over 3 is slow
+        width = images.shape[3]
+        mean, std = _per_row(self.mean, width, images.device), _per_row(self.std, width, images.device)
+        normalised = rows.sub_(mean).div_(std)
+        return normalised.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=64)
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """In units of a byte, on the device once: a copy from the host for every batch would wait for it."""
-    return torch.tensor(values, device=device).mul(255).view(1, -1, 1, 1)
+def _per_row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    """In units of a byte, for every channel of a row of pixels; on the device once, as copies would wait for it."""
+    return torch.tensor(values, device=device).mul(255).repeat(width)
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Images of up to four channels, a 32-bit word a pixel, so that a crop moves one number a pixel.
+
+    Attributes:
+        words: [N, H W + 1]; the last is a black pixel.
+        shape: C, H, W.
+    """
+
+    words: Int32[Tensor, "n p"]
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, images: UInt8[Tensor, "n c h w"]) -> Pixels:
+        count, channels, height, width = images.shape
+        if channels > 4:
+            raise UserError(f"images have {channels} channels; augmentation on the device takes up to 4")
+        padded = torch.zeros(count, height * width + 1, 4, dtype=torch.uint8, device=images.device)
+        padded[:, :-1, :channels] = images.permute(0, 2, 3, 1).flatten(1, 2)
+        return cls(padded.view(torch.int32).squeeze(2), (channels, height, width))
 
 
 @dataclass(frozen=True)
@@ -47,37 +74,39 @@ class Augmentation:
     """
 
     padding: int = 0
-    padding_mode: Literal["zeros", "reflect"] = "zeros"
+    padding_mode: PaddingMode = "zeros"
     flip: bool = False
 
-    def __call__(
-        self, images: UInt8[Tensor, "n c h w"], index: Int[Tensor, " n"], seed: int, epoch: int
-    ) -> UInt8[Tensor, "n c h w"]:
-        """The images of these indices as they look in this epoch, laid out channels-last."""
-        count, _, height, width = images.shape
-        device = images.device
-        top = self._draw(index, "top", seed, epoch)
-        left = self._draw(index, "left", seed, epoch)
-        rows = top[:, None] + torch.arange(height, device=device)
-        columns = left[:, None] + torch.arange(width, device=device)
+    def __call__(self, images: Pixels, index: Int[Tensor, " n"], seed: int, epoch: int) -> UInt8[Tensor, "n c h w"]:
+        """The images of these indices as they look in this epoch, a view of pixels in four channels."""
+        channels, height, width = images.shape
+        device = images.words.device
+        if self.padding_mode == "reflect" and self.padding >= min(height, width):
+            size = f"{height}x{width}"
+            raise UserError(f"reflect padding of {self.padding} needs images larger than that; these are {size}")
+        rows = self._draw(index, "top", seed, epoch)[:, None] + torch.arange(height, device=device)
+        columns = self._draw(index, "left", seed, epoch)[:, None] + torch.arange(width, device=device)
         if self.flip:
             mirrored = uniform(index, "flip", seed, epoch) < 0.5
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        if self.padding:
-            images = self._pad(images)
-        each = torch.arange(count, device=device)
-        cropped = images[each[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        return cropped.permute(0, 3, 1, 2)
+        black = height * width
+        down = _places(height, width, self.padding, self.padding_mode, black, device)[rows]
+        across = _places(width, 1, self.padding, self.padding_mode, black, device)[columns]
+        place = (down[:, :, None] + across[:, None, :]).clamp_(max=black)
+        place += (index * (black + 1))[:, None, None]
+        taken = torch.take(images.words, place)
+        return taken.unsqueeze(3).view(torch.uint8)[..., :channels].permute(0, 3, 1, 2)
 
     def _draw(self, index: Tensor, what: str, seed: int, epoch: int) -> Tensor:
         """Offsets in 0 ... 2 * padding, one an index."""
         return (uniform(index, what, seed, epoch) * (2 * self.padding + 1)).long()
 
-    def _pad(self, images: Tensor) -> Tensor:
-        sides = (self.padding,) * 4
-        if self.padding_mode == "zeros":
-            return F.pad(images, sides)
-        if self.padding >= min(images.shape[2:]):
-            size = f"{images.shape[2]}x{images.shape[3]}"
-            raise UserError(f"reflect padding of {self.padding} needs images larger than that; these are {size}")
-        return F.pad(images.float(), sides, mode="reflect").to(torch.uint8)
+
+@lru_cache(maxsize=64)
+def _places(size: int, step: int, padding: int, mode: PaddingMode, black: int, device: torch.device) -> Tensor:
+    """Where each row or column of the padded image lies among the words; `black` for one outside the image."""
+    place = torch.arange(-padding, size + padding)
+    if mode == "reflect":
+        place = (size - 1) - ((size - 1) - place.abs()).abs()
+        return (place * step).to(device)
+    return torch.where((place < 0) | (place >= size), black, place * step).to(device)

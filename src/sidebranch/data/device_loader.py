@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sidebranch.data.arrays import ArraySplit
-from sidebranch.data.augment import Augmentation
+from sidebranch.data.augment import Augmentation, Pixels
 from sidebranch.data.order import Shard, batches_of, steps_of
 
 
@@ -32,7 +32,8 @@ class DeviceLoader:
         drop_last: bool = False,
         shard: Shard = Shard(),
     ) -> None:
-        self.images = split.images.to(device)
+        images = split.images.to(device)
+        self.images = images if augmentation is None else Pixels.of(images)
         self.labels = split.labels.to(device)
         self.normalisation = split.normalisation
         self.batch_size = batch_size
@@ -60,9 +61,10 @@ class DeviceLoader:
             shard=self.shard,
         )
         for on_host in indices[start:]:
-            index = on_host.to(self.images.device, non_blocking=True)
-            images = self.images[index]
-            if self.augmentation is not None:
-                images = self.augmentation(images, index, self.seed, epoch)
-            normalised = self.normalisation(images)
-            yield normalised.contiguous(memory_format=torch.channels_last), self.labels[index]
+            index = on_host.to(self.labels.device, non_blocking=True)
+            if isinstance(self.images, Pixels):
+                assert self.augmentation is not None
+                images = self.augmentation(self.images, index, self.seed, epoch)
+            else:
+                images = self.images[index]
+            yield self.normalisation(images), self.labels[index]

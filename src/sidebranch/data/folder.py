@@ -219,5 +219,4 @@ class FolderLoader:
                 raise UserError(f"cannot read the image '{bad[0]}'; remove it, or pass --data.on_corrupt skip")
             self.corrupt.update(bad)
             on_device = images.to(self.device, non_blocking=True)
-            normalised = self.normalisation(on_device).contiguous(memory_format=torch.channels_last)
-            yield normalised, labels.to(self.device, non_blocking=True)
+            yield self.normalisation(on_device), labels.to(self.device, non_blocking=True)

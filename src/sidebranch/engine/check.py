@@ -64,8 +64,11 @@ def check(config: Config) -> None:
             raise UserError(f"{name} is {value}; it must be {wanted}")
     if optim.schedule == "multi_step" and not optim.milestones:
         raise UserError("optim.schedule multi_step needs optim.milestones, e.g. [60, 120]; or take constant or cosine")
-    if config.model.branches == "paper" and config.branches.at:
-        raise UserError("branches.at goes with model.branches auto; the published branches have their own forks")
+    own = (branches.at, branches.depth, branches.width, branches.init)
+    if config.model.branches == "paper" and own != ((), 0.5, 2.0, "fresh"):
+        raise UserError(
+            "branches.at, depth, width and init go with model.branches auto; the published are what they are"
+        )
     if config.sampling.roots and config.branches.roots == "end":
         raise UserError("sampling.roots are probabilities of places to emerge from; they go with branches.roots stage")
     if runtime.compile and runtime.checkpoint_activations:

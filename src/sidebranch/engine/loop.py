@@ -296,7 +296,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         draw, roots = self._draw()
-        rows = math.ceil(config.branches.batch_fraction * len(images))
+        rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))  # batch norm needs two images
         outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
         targets = build.soft_targets(labels, self.num_classes, config.objective.label_smoothing)
         scale = mimicry_scale(config.objective.mimicry_ramp, self.done, len(self.train_loader))
