@@ -13,7 +13,8 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(steps: dict[str, Callable[[], object]], device: torch.device, budget: float) -> dict[str, list[float]]:
+def in_turns(steps: Mapping[str, Callable[[], object]], device: torch.device, budget: float) -> dict[str, list[float]]:
     """Times of each, taking turns: at least 3 turns, then until the budget in seconds is used."""
     for step in steps.values():
         seconds(step, device)
@@ -164,7 +165,7 @@ def step_rows(device: torch.device, budget: float) -> Iterable[dict[str, Any]]:
             with FlopCounterMode(display=False) as counter:
                 fast.net(images)
             times = in_turns(
-                {"reference": lambda s=slow: s(images, labels), "ours": lambda s=fast: s(images, labels)},
+                {"reference": partial(slow, images, labels), "ours": partial(fast, images, labels)},
                 device,
                 budget,
             )
@@ -177,14 +178,14 @@ def step_rows(device: torch.device, budget: float) -> Iterable[dict[str, Any]]:
                 "flops": float(f"{3 * counter.get_total_flops() / median:.3g}"),
             }
             for kind, step in (("reference", slow), ("ours", fast)):
-                row[f"{kind}_peak_mib"] = peak_mib(lambda s=step: s(images, labels), device)
+                row[f"{kind}_peak_mib"] = peak_mib(partial(step, images, labels), device)
             yield row
 
 
 def loss_row(device: torch.device, budget: float) -> dict[str, Any]:
     logits = [torch.randn(256, 1000, device=device, requires_grad=True) for _ in range(3)]
     labels = torch.randint(0, 1000, (256,), device=device)
-    steps = {kind: lambda run=run: run(logits, labels) for kind, run in LOSSES.items()}
+    steps = {kind: partial(run, logits, labels) for kind, run in LOSSES.items()}
     times = in_turns(steps, device, budget)
     row: dict[str, Any] = {"rows": 256, "classes": 1000, "classifiers": 3, "turns": len(times["ours"])}
     row |= {f"{kind}_ms": quartiles(taken) for kind, taken in times.items()}
@@ -203,7 +204,7 @@ LOSSES: dict[str, Callable[[list[Tensor], Tensor], None]] = {"reference": _refer
 
 
 def loss_memory(kind: str, device_type: str) -> float:
-    """What the loss and its backward pass add at the peak, as a multiple of the logits' own memory; in a new process."""
+    """What the loss and its backward pass add at the peak, by the logits' own memory; for a process of its own."""
     device = torch.device(device_type)
     logits = [torch.randn(1024, 21841, device=device, requires_grad=True) for _ in range(3)]
     labels = torch.randint(0, 21841, (1024,), device=device)
@@ -245,7 +246,7 @@ def data_rows(device: torch.device, budget: float) -> dict[str, Any]:
 
     times = in_turns({"reference": lambda: reference.augment(pictures), "ours": ours}, device, budget)
     torch.set_num_threads(threads)
-    row = {f"augmentation_{kind}_ms": quartiles(taken) for kind, taken in times.items()}
+    row: dict[str, Any] = {f"augmentation_{kind}_ms": quartiles(taken) for kind, taken in times.items()}
     row["augmentation_speedup"] = speedup(times["reference"], times["ours"])
     row["augmentation_images_per_second"] = round(128 / statistics.median(times["ours"]))
     step = OurStep(network("cifar_resnet32", "dhm"), "dhm", device)
@@ -273,7 +274,7 @@ def flag_rows(device: torch.device, budget: float) -> list[dict[str, Any]]:
     steps = {}
     for flag, (make, share, sampler) in FLAGS.items():
         steps[flag] = OurStep(make(), "baseline" if flag == "baseline" else "dhm", device, share, sampler)
-    times = in_turns({flag: lambda s=s: s(images, labels) for flag, s in steps.items()}, device, budget * len(FLAGS))
+    times = in_turns({flag: partial(s, images, labels) for flag, s in steps.items()}, device, budget * len(FLAGS))
     rows = []
     for flag, step in steps.items():
         rows.append(
@@ -282,7 +283,7 @@ def flag_rows(device: torch.device, budget: float) -> list[dict[str, Any]]:
                 "macs": round(_macs(step, images), 2),
                 "time": round(statistics.mean(times[flag]) / statistics.mean(times["baseline"]), 2),
                 "step_ms": quartiles(times[flag]),
-                "peak_mib": peak_mib(lambda s=step: s(images, labels), device),
+                "peak_mib": peak_mib(partial(step, images, labels), device),
             }
         )
     for row in rows:

@@ -1,7 +1,7 @@
 """The slow way, written from the papers' formulas as one would at first; what benchmarks/bench.py measures against.
 
-Eager, float32, NCHW; a cross-entropy a classifier, a Kullback-Leibler kernel a pair, a host synchronisation a term and a
-metric; torchvision's transforms image by image.
+Eager, float32, NCHW; a cross-entropy a classifier, a Kullback-Leibler kernel a pair, a host synchronisation a term and
+a metric; torchvision's transforms image by image.
 """
 
 from __future__ import annotations
@@ -57,4 +57,5 @@ class Step:
 def augment(images: Sequence[Image.Image]) -> Tensor:
     """A batch of CIFAR images: padded, cropped, mirrored, normalised, one after another."""
     transform = Compose([RandomCrop(32, 4), RandomHorizontalFlip(), ToTensor(), Normalize(CIFAR_MEAN, CIFAR_STD)])
-    return torch.stack([transform(each) for each in images])
+    tensors: list[Tensor] = [transform(each) for each in images]  # pyright: ignore[reportAssignmentType]
+    return torch.stack(tensors)
