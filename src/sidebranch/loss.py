@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}  # elements of [C, rows, K] at a time
+CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}  # elements of [C, rows, K] at a time
 KEPT = 1 << 24  # logits, up to which the gradient is kept from the forward pass
 
 
@@ -91,9 +91,11 @@ def _sweep(
         labels[here] += _to_labels(log_probabilities, targets[start:stop])
         mimics = mimicry is not None and start < seen
         probabilities = log_probabilities.exp() if with_gradient or mimics else log_probabilities
-        gradient = probabilities * by_labels[here, None, None] if with_gradient else probabilities
+        warm = temperature != 1.0
+        gradient = probabilities
+        if with_gradient and (warm or not mimics):
+            gradient = probabilities * by_labels[here, None, None]
         if mimics:
-            warm = temperature != 1.0
             students = (scores / temperature).log_softmax(-1) if warm else log_probabilities
             teachers = students.exp() if warm else probabilities
             flat = students.flatten(1)
@@ -102,7 +104,11 @@ def _sweep(
             if beyond is not None:
                 pairs[len(part) :] += beyond @ flat.T
             if with_gradient and by_teachers is not None:
-                gradient.flatten(1).addmm_(by_teachers[0].T, teachers.flatten(1))
+                if warm:
+                    gradient.flatten(1).addmm_(by_teachers[0].T, teachers.flatten(1))
+                else:  # one contraction for both
+                    weights = by_teachers[0].T + torch.diag(by_labels.expand(len(part)))
+                    gradient = (weights @ teachers.flatten(1)).view_as(scores)
                 if beyond is not None:
                     gradient.flatten(1).addmm_(by_teachers[1].T, beyond)
         if with_gradient:

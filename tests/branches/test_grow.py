@@ -54,6 +54,7 @@ QUICK = {
     "regnetx_002": 64,
     "densenet121": 64,
     "selecsls42b": 64,
+    "mambaout_femto": 64,
     "efficientnet_b0": 64,
     "mobilenetv3_small_050": 64,
     "convnext_atto": 64,
@@ -134,6 +135,12 @@ def test_depthwise_and_grouped_convolutions_are_widened_too():
     assert depthwise.groups == depthwise.in_channels == depthwise.out_channels
     grouped = grow(little("resnext50_32x4d"))[0].branch.body.get_submodule("layer4.1.conv2")
     assert (grouped.groups, grouped.in_channels) == (32, 2048)
+
+
+def test_a_convolution_that_gives_the_logits_before_they_are_pooled_is_not_widened():
+    b1 = grow(torchvision.models.squeezenet1_1(num_classes=4))[0]
+    assert b1.width == 2
+    assert b1.branch.body(torch.randn(1, 256, 13, 13)).shape == (1, 4)
 
 
 def test_what_cannot_be_widened_says_which_module_stops_it_and_goes_on():

@@ -18,7 +18,8 @@ def photos():
 def test_equals_torchvision_image_by_image(padding, mode, torchvision_mode):
     photos = torch.randint(0, 256, (116, 3, 8, 10), dtype=torch.uint8)
     index = torch.arange(100, 116)
-    batch = Augmentation(padding, mode, flip=True)(Pixels.of(photos), index, 3, 5)
+    pixels = Pixels.of(photos)
+    batch = pixels.unpacked(Augmentation(padding, mode, flip=True)(pixels, index, 3, 5))
     photos = photos[index]
     offsets = [(uniform(index, side, 3, 5) * (2 * padding + 1)).long().tolist() for side in ("top", "left")]
     mirrored = (uniform(index, "flip", 3, 5) < 0.5).tolist()
@@ -46,7 +47,8 @@ def test_every_offset_is_drawn(photos):
 
 
 def test_without_padding_or_flip_nothing_changes(photos):
-    assert torch.equal(Augmentation()(Pixels.of(photos), torch.arange(16), 0, 0), photos)
+    pixels = Pixels.of(photos)
+    assert torch.equal(pixels.unpacked(Augmentation()(pixels, torch.arange(16), 0, 0)), photos)
 
 
 def test_normalisation_equals_torchvision(photos):
@@ -58,7 +60,11 @@ def test_normalisation_equals_torchvision(photos):
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_up_to_four_channels(channels):
     images = torch.randint(0, 256, (5, channels, 6, 6), dtype=torch.uint8)
-    assert torch.equal(Augmentation()(Pixels.of(images), torch.arange(5), 0, 0), images)
+    pixels = Pixels.of(images)
+    assert torch.equal(pixels.unpacked(Augmentation()(pixels, torch.arange(5), 0, 0)), images)
+    scale = Normalisation((0.5, 0.1, 0.2, 0.9)[:channels], (0.2, 0.3, 0.4, 0.5)[:channels])
+    words = pixels.words[:, :-1].unflatten(1, (6, 6))
+    torch.testing.assert_close(scale.of_words(words), scale(images))
     with pytest.raises(sb.UserError, match="5 channels"):
         Pixels.of(torch.zeros(1, 5, 2, 2, dtype=torch.uint8))
 

@@ -47,9 +47,6 @@ def meta_copy(module: nn.Module) -> Any:
         twin = copy.deepcopy(module, memo)
     except FAILURES as error:
         raise UserError(f"{type(module).__name__} cannot be copied: {reason(error)}") from error
-    for each in twin.modules():  # what users hang on a module watches that module, not its copies
-        for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks):
-            hooks.clear()
     return twin
 
 
@@ -195,6 +192,9 @@ def trace(backbone: nn.Module, input_size: Sequence[int], *, training: bool = Fa
             f"would not have; take it off, or wrap the model in a module"
         )
     root = _one_input(meta_copy(backbone))
+    for each in root.modules():  # what users hang on a module watches that module, not its copies
+        for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks):
+            hooks.clear()
     dtype = next((each.dtype for each in root.parameters()), torch.float32)
     images = torch.empty(BATCH, *input_size, device="meta", dtype=dtype)
     _run_plainly(root, images)

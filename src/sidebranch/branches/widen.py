@@ -39,7 +39,7 @@ def widen(tail: fx.GraphModule, width: float, is_map: Callable[[Tensor], bool]) 
     features = next(node for node in tail.graph.nodes if node.op == "placeholder").meta["value"]
     before, taken_before = _shapes(tail, features)
     paths = {module: path for path, module in tail.named_modules()}
-    head = _head(tail, is_map)
+    head = _head(tail, is_map) | _classifiers(tail, before)
     seen: set[nn.Module] = set()
     current = ""
 
@@ -121,6 +121,22 @@ def _head(tail: fx.GraphModule, is_map: Callable[[Tensor], bool]) -> set[nn.Modu
     last = max((place for place, node in enumerate(nodes) if node in cuts and is_map(node.meta["value"])), default=0)
     later = [tail.get_submodule(str(node.target)) for node in nodes[last + 1 :] if node.op == "call_module"]
     return {each for module in later for each in module.modules()}
+
+
+def _classifiers(tail: fx.GraphModule, shapes: Shapes) -> set[nn.Module]:
+    """The layers that give the logits, maybe before they are pooled: the last in the modules nearest the output."""
+    found: set[nn.Module] = set()
+    stack, visited = [tail.graph.output_node()], set()
+    while stack:
+        node = stack.pop()
+        module = tail.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None and has_weights(module):
+            inside = set(module.modules())
+            found.update([each for each in shapes if each in inside and isinstance(each, (nn.Linear, _ConvNd))][-1:])
+        elif node not in visited:
+            stack.extend(node.all_input_nodes)
+        visited.add(node)
+    return found
 
 
 def _adapt(module: nn.Module, before: tuple[torch.Size, torch.Size], now: torch.Size, width: float) -> None:

@@ -34,6 +34,16 @@ class Normalisation:
         normalised = rows.sub_(mean).div_(std)
         return normalised.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
 
+    def of_words(self, words: Int32[Tensor, "n h w"]) -> Float[Tensor, "n c h w"]:
+        """The same of images a word a pixel (see `Pixels`)."""
+        count, height, width = words.shape
+        normalised = torch.empty(count, len(self.mean), height, width, device=words.device)
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            plane = torch.bitwise_and(words if channel == 0 else words >> (8 * channel), 255).float()
+            torch.div(plane.sub_(mean * 255), std * 255, out=plane)
+            normalised[:, channel] = plane
+        return normalised
+
 
 @lru_cache(maxsize=64)
 def _per_row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
@@ -62,6 +72,10 @@ class Pixels:
         padded[:, :-1, :channels] = images.permute(0, 2, 3, 1).flatten(1, 2)
         return cls(padded.view(torch.int32).squeeze(2), (channels, height, width))
 
+    def unpacked(self, words: Int32[Tensor, "n h w"]) -> UInt8[Tensor, "n c h w"]:
+        """Such words as images."""
+        return words.unsqueeze(3).view(torch.uint8)[..., : self.shape[0]].permute(0, 3, 1, 2)
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -77,9 +91,9 @@ class Augmentation:
     padding_mode: PaddingMode = "zeros"
     flip: bool = False
 
-    def __call__(self, images: Pixels, index: Int[Tensor, " n"], seed: int, epoch: int) -> UInt8[Tensor, "n c h w"]:
-        """The images of these indices as they look in this epoch, a view of pixels in four channels."""
-        channels, height, width = images.shape
+    def __call__(self, images: Pixels, index: Int[Tensor, " n"], seed: int, epoch: int) -> Int32[Tensor, "n h w"]:
+        """The images of these indices as they look in this epoch, a word a pixel."""
+        _, height, width = images.shape
         device = images.words.device
         if self.padding_mode == "reflect" and self.padding >= min(height, width):
             size = f"{height}x{width}"
@@ -94,8 +108,7 @@ class Augmentation:
         across = _places(width, 1, self.padding, self.padding_mode, black, device)[columns]
         place = (down[:, :, None] + across[:, None, :]).clamp_(max=black)
         place += (index * (black + 1))[:, None, None]
-        taken = torch.take(images.words, place)
-        return taken.unsqueeze(3).view(torch.uint8)[..., :channels].permute(0, 3, 1, 2)
+        return torch.take(images.words, place)
 
     def _draw(self, index: Tensor, what: str, seed: int, epoch: int) -> Tensor:
         """Offsets in 0 ... 2 * padding, one an index."""

@@ -13,7 +13,7 @@ from sidebranch.data.order import Shard, batches_of, steps_of
 
 
 class DeviceLoader:
-    """Normalised float32 batches, laid out channels-last, and their labels.
+    """Normalised float32 batches and their labels.
 
     Args:
         split: moved to `device` once, here.
@@ -64,7 +64,7 @@ class DeviceLoader:
             index = on_host.to(self.labels.device, non_blocking=True)
             if isinstance(self.images, Pixels):
                 assert self.augmentation is not None
-                images = self.augmentation(self.images, index, self.seed, epoch)
+                words = self.augmentation(self.images, index, self.seed, epoch)
+                yield self.normalisation.of_words(words), self.labels[index]
             else:
-                images = self.images[index]
-            yield self.normalisation(images), self.labels[index]
+                yield self.normalisation(self.images[index]), self.labels[index]
