@@ -37,8 +37,8 @@ METHODS = ("baseline", "dsl", "dhm")
 ON_CPU = {
     "cifar_resnet32": (128, 32),
     "cifar_resnet110": (128, 32),
-    "wrn_16_8": (32, 32),
-    "densenet_40_12": (64, 32),
+    "wrn_16_8": (128, 32),
+    "densenet_40_12": (128, 32),
     "resnet18": (16, 224),
 }
 ON_CUDA = {

@@ -38,10 +38,8 @@ def milliseconds(quartiles: dict[str, float]) -> str:
 
 def step_table(bench: dict[str, Any]) -> str:
     ceiling = bench["ceilings"]["matmul_bfloat16"]
-    lines = [
-        "| step | batch | reference, ms | ours, ms | times as fast | images/s | of the ceiling | peak, MiB: reference, ours |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["step", "batch", "reference, ms", "ours, ms", "times as fast", "images/s", "of the ceiling", "peak, MiB"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in bench["steps"]:
         lines.append(
             f"| {row['model']}, {label(row['method'])} | {row['batch']} | {milliseconds(row['reference_ms'])} | "
@@ -60,36 +58,37 @@ def flag_table(bench: dict[str, Any]) -> str:
 
 def measured() -> str:
     short, photos = records("cifar100-resnet32-short"), records("imagenette-small")
+    plain = [run for run in short if "cheap" not in run.folder.root.name]
     bench = json.loads((ROOT / "results/bench/cpu.json").read_text(encoding="utf-8"))
-    loss, data, ceilings = bench["loss"], bench["data"], bench["ceilings"]
-    memory = bench["loss_memory"]
+    loss, data, ceilings, memory = (bench[name] for name in ("loss", "data", "ceilings", "loss_memory"))
     return f"""`cifar100/resnet32-short`: ResNet-32, the first 10,000 training images of CIFAR-100, 40 epochs; errors
-after the last epoch on the 10,000 validation images; rows and configs in `results/cifar100-resnet32-short/`. "DHM, cheap"
-is `--model.branches auto --branches.width 1 --branches.depth 0.4 --branches.batch_fraction 0.5`.
-{verdict([run for run in short if "cheap" not in str(run.folder.root)])}
+after the last epoch on the 10,000 validation images; rows and configs in `results/cifar100-resnet32-short/`. "DHM,
+cheap" is `--model.branches auto --branches.width 1 --branches.depth 0.4 --branches.batch_fraction 0.5`.
+{verdict(plain)}
 
 {errors_table(short)}
 
-`imagenette-small`: a timm model nobody wired by hand, RegNetX-200MF from scratch, automatic branches, 2,000 training images of
-10 classes at 96x96, 30 epochs; 600 validation images (`folder/resnet32` with `--model.name regnetx_002 --data.image_size 96
---data.resize 112 --optim.epochs 30`); rows in `results/imagenette-small/`.
+`imagenette-small`: RegNetX-200MF from scratch with automatic branches, 2,000 training images of 10 classes at 96x96,
+30 epochs, 600 validation images (`folder/resnet32 --model.name regnetx_002 --data.image_size 96 --data.resize 112
+--optim.epochs 30`); rows in `results/imagenette-small/`.
 {verdict(photos)}
 
 {errors_table(photos)}
 
-Speed on {bench["environment"]["device"]} (`make bench`, `results/bench/cpu.json`): medians and quartiles, taking turns in one
-run. The reference (`benchmarks/reference.py`) is eager, float32, NCHW, a kernel a pair of classifiers, a synchronisation a
-term; ours is what `sidebranch train` does. The ceiling is a large bf16 matrix product on the same machine,
-{ceilings["matmul_bfloat16"] / 1e9:,.0f} GFLOP/s (float32: {ceilings["matmul_float32"] / 1e9:,.0f}; a copy moves
-{ceilings["copy"] / 1e9:.1f} GB/s).
+Speed on {bench["environment"]["device"]} (`make bench`, `results/bench/cpu.json`): medians and quartiles, taking turns
+in one run. The reference (`benchmarks/reference.py`) is eager, float32, NCHW, a kernel a pair of classifiers, a
+synchronisation a term; ours is what `sidebranch train` does. The ceiling is a large bf16 matrix product on the same
+machine, {ceilings["matmul_bfloat16"] / 1e9:,.0f} GFLOP/s (float32: {ceilings["matmul_float32"] / 1e9:,.0f}; a copy
+moves {ceilings["copy"] / 1e9:.1f} GB/s). Peak is the process's memory, of the reference and of ours.
 
 {step_table(bench)}
 
-The loss alone, 3 classifiers, 256 images, 1,000 classes, forward and backward: {milliseconds(loss["reference_ms"])} ms against
-{milliseconds(loss["ours_ms"])} ms, {loss["speedup"]:.2f} times as fast. With 1,024 images and 21,841 classes it adds
-{memory["ours"]:.2f} times the logits' own memory at the peak, the reference {memory["reference"]:.2f} times. Augmentation of
-32x32 images on one thread: {data["augmentation_images_per_second"]:,} images/s, {data["augmentation_speedup"]:.1f} times
-torchvision's transforms image by image. Ten steps fed by the loader take {data["fed_over_fixed"]:.2f} times those on one batch.
+The loss alone, 3 classifiers, 256 images, 1,000 classes, forward and backward: {milliseconds(loss["ours_ms"])} ms, the
+reference {milliseconds(loss["reference_ms"])} ms: {loss["speedup"]:.2f} times as fast. With 1,024 images and 21,841
+classes it adds {memory["ours"]:.2f} times the logits' own memory at the peak, the reference {memory["reference"]:.2f}
+times. Augmentation of 32x32 images on one thread: {data["augmentation_images_per_second"]:,} images/s,
+{data["augmentation_speedup"]:.1f} times torchvision's transforms image by image. Ten steps fed by the loader take
+{data["fed_over_fixed"]:.2f} times those on one batch.
 
 What branches cost, as multiples of the baseline, and what makes them cost less (each is a flag of `sidebranch train`;
 `--branches.start_epoch` and `--branches.stop_epoch` leave them out of a share of the epochs):
