@@ -182,7 +182,7 @@ def test_help(capsys, verb):
         (["train", "digits/demo", "--branches.width", "99"], "width is 99"),
         (
             ["train", "digits/demo", "--branches.at", "[layer1]", "--model.branches", "paper"],
-            "goes with model.branches auto",
+            "go with model.branches auto",
         ),
         (["train", "digits/demo", "--sampling.roots", "{b1: [1.0]}"], "go with branches.roots stage"),
         (["train", "digits/demo", "--optim.new_layers_epochs", "999"], "new_layers_epochs is 999"),

@@ -44,6 +44,7 @@ STANDARD = {
     "dataclasses",
     "difflib",
     "functools",
+    "itertools",
     "hashlib",
     "math",
     "operator",
