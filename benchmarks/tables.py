@@ -33,7 +33,9 @@ def errors_table(runs: list[Record]) -> str:
 
 
 def milliseconds(quartiles: dict[str, float]) -> str:
-    return f"{quartiles['median']:.4g} ({quartiles['low']:.4g}-{quartiles['high']:.4g})"
+    digits = 0 if quartiles["median"] >= 100 else 2
+    low, middle, high = (f"{quartiles[each]:,.{digits}f}" for each in ("low", "median", "high"))
+    return f"{middle} ({low}-{high})"
 
 
 def step_table(bench: dict[str, Any]) -> str:
