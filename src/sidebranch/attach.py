@@ -21,7 +21,7 @@ def attach(
     *,
     depth: int = 2,
     at: Sequence[str] = (),
-    growth: Growth | None = None,
+    growth: Growth = Growth(),
     input_size: Sequence[int] | None = None,
 ) -> BranchedModel:
     """A model that trains the backbone with side branches.
@@ -30,7 +30,7 @@ def attach(
         backbone: images to logits [N, K]; it stays the module it is.
         branches: "paper", those published for this network; "auto", grown from the backbone's own tail; or your own,
             from the one nearest the top to the furthest. If left out, "paper" where there are any, else "auto", and
-            "auto" with `at` or `growth`.
+            "auto" with `at` or another `growth`.
         depth: how many: 2 in the papers' main experiments, 3 where a third was published (ResNet-18).
         at: for "auto": the paths of the modules to fork at, instead of `depth`.
         growth: for "auto": how the branches differ from the backbone's tail. What cannot be done is warned of.
@@ -49,16 +49,17 @@ def attach(
         return net
     if branches not in (None, "paper", "auto"):
         raise UserError(f"branches='{branches}' is unknown; give 'paper', 'auto' or a list of sb.SideBranch")
-    if branches == "paper" and (at or growth is not None):
+    wishes = bool(at) or growth != Growth()
+    if branches == "paper" and wishes:
         raise UserError("the published branches are what they are; `at` and `growth` go with branches='auto'")
-    layout = published(backbone) if branches != "auto" and not at and growth is None else None
+    layout = published(backbone) if branches != "auto" and not wishes else None
     if layout is None and branches == "paper":
         raise UserError(
             f"no side branches were published for {type(backbone).__name__}; branches='auto' grows some, or give "
             f"your own: branches=[sb.SideBranch('b1', at='layer3', body=...)]"
         )
     if layout is None:
-        grown = grow(backbone, at, count=depth, growth=growth or Growth(), input_size=input_size)
+        grown = grow(backbone, at, count=depth, growth=growth, input_size=input_size)
         for note in (note for each in grown for note in each.notes):
             warnings.warn(note, stacklevel=2)
         return BranchedModel(backbone, [each.branch for each in grown])

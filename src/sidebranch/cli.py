@@ -306,7 +306,6 @@ def _branches(options: Namespace) -> int:
     model = ModelConfig(name=options.backbone, small_input=options.small_input)
     with torch.device("meta"):
         backbone = build_adapted(model, options.num_classes, size[0] if size else 3)
-    growth = Growth(options.depth, options.width)
     with torch.device("meta"), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         net = attach(
@@ -314,7 +313,7 @@ def _branches(options: Namespace) -> int:
             None if options.kind == "default" else options.kind,
             depth=options.count,
             at=options.at,
-            growth=None if growth == Growth() else growth,
+            growth=Growth(options.depth, options.width),
             input_size=size or None,
         )
     shown = anatomy(net, size or None, [str(note.message) for note in notes])

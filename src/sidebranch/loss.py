@@ -67,8 +67,8 @@ def _sweep(
     """Total, its terms, and its gradient by each of the logits, times a factor."""
     supervision, mimicry, temperature, scale = settings
     count, seen, classes = len(targets), min(map(len, logits)), logits[0].shape[1]
-    counts = torch.tensor([float(count)] + [float(seen)] * (len(logits) - 1), dtype=supervision.dtype)
-    counts = counts.to(supervision.device, non_blocking=True) if seen < count else float(count)
+    counts = torch.full_like(supervision, seen)
+    counts[0] = count
     labels = torch.zeros_like(supervision)
     pairs = supervision.new_zeros((len(logits) if mimicry is None else len(mimicry), len(logits)))
     by_labels, by_teachers = supervision / counts, None
@@ -77,9 +77,8 @@ def _sweep(
         by_teachers = torch.diag(teaching.sum(0)) - teaching[: len(logits)], -teaching[len(logits) :]
     if factor is not None:
         factor = factor.to(supervision.dtype)
-    precise = (
-        torch.float32 if logits[0].dtype == torch.float16 else logits[0].dtype
-    )  # a mean's share underflows in half
+    # A mean's share underflows in half precision.
+    precise = torch.float32 if logits[0].dtype == torch.float16 else logits[0].dtype
     grads = [torch.empty_like(each, dtype=precise) for each in logits] if with_gradient else []
     rows = max(1, CHUNK.get(logits[0].device.type, CHUNK["cpu"]) // (len(logits) * classes))
     ends = sorted({*range(0, seen, rows), *range(seen, count, rows), count})
@@ -90,7 +89,7 @@ def _sweep(
         log_probabilities = scores.log_softmax(-1)
         labels[here] += _to_labels(log_probabilities, targets[start:stop])
         mimics = mimicry is not None and start < seen
-        probabilities = log_probabilities.exp() if with_gradient or mimics else log_probabilities
+        probabilities = log_probabilities.exp()
         warm = temperature != 1.0
         gradient = probabilities
         if with_gradient and (warm or not mimics):

@@ -135,18 +135,20 @@ class MovingRoots:
                 raise UserError(f"the probabilities {list(shares)} of {name}'s roots must be at least 0 and sum to 1")
 
     def __call__(self, places: Mapping[str, Sequence[str]], *, seed: int, epoch: int, step: int) -> dict[str, str]:
-        """Name to place, from `BranchedModel.places`, for `BranchedModel.forward`."""
+        """Name to place, from `BranchedModel.places`, for `BranchedModel.forward`; only of branches that can move."""
         for name in self.probabilities:
             if name not in places:
                 raise UserError(f"the probabilities of roots name no branch '{name}'; {nearest(name, places)}")
-        return {name: self._draw(name, at, seed, epoch, step) for name, at in places.items()}
-
-    def _draw(self, name: str, places: Sequence[str], seed: int, epoch: int, step: int) -> str:
-        shares = self.probabilities.get(name, [1 / len(places)] * len(places))
-        if len(shares) != len(places):
-            raise UserError(f"{name} has {len(places)} places to emerge from and {len(shares)} probabilities for them")
-        random = generator("root", name, seed, epoch, step if self.per == "step" else "all")
-        return places[int(torch.multinomial(torch.tensor(shares, dtype=torch.float64), 1, generator=random))]
+        drawn = {}
+        for name, at in places.items():
+            shares = self.probabilities.get(name, [1 / len(at)] * len(at))
+            if len(shares) != len(at):
+                raise UserError(f"{name} has {len(at)} places to emerge from and {len(shares)} probabilities for them")
+            if len(at) > 1:
+                random = generator("root", name, seed, epoch, step if self.per == "step" else "all")
+                weights = torch.tensor(shares, dtype=torch.float64)
+                drawn[name] = at[int(torch.multinomial(weights, 1, generator=random))]
+        return drawn
 
 
 def _members(joined: str, names: Sequence[str]) -> tuple[str, ...]:

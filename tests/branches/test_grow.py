@@ -504,7 +504,7 @@ def patched():
         (lambda: sb.attach(little("resnet18"), "auto", input_size=32), "must be channels, height, width"),
         (lambda: sb.attach(little("resnet18"), "auto", input_size=(3, -1, 4)), "must be channels, height, width"),
         (lambda: sb.attach(nn.Sequential(nn.LazyLinear(3)), "auto"), "lazy layers"),
-        (lambda: sb.attach(little("resnet18"), "paper", growth=sb.Growth()), "go with branches='auto'"),
+        (lambda: sb.attach(little("resnet18"), "paper", growth=sb.Growth(width=1)), "go with branches='auto'"),
     ],
 )
 def test_backbones_and_wishes_that_cannot_be(attempt, message):

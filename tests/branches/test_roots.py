@@ -60,7 +60,7 @@ PLACES = {"b1": ("x", "y", "z"), "b2": ("u",)}
 def test_roots_are_drawn_from_the_given_distribution():
     sampler = sb.MovingRoots({"b1": [0.2, 0.0, 0.8]}, per="step")
     drawn = [sampler(PLACES, seed=0, epoch=0, step=step) for step in range(2000)]
-    assert {each["b2"] for each in drawn} == {"u"}
+    assert all(each.keys() == {"b1"} for each in drawn)  # b2 has one place
     share = sum(each["b1"] == "x" for each in drawn) / len(drawn)
     assert share == pytest.approx(0.2, abs=0.03)
     assert not any(each["b1"] == "y" for each in drawn)

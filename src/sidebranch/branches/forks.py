@@ -111,6 +111,6 @@ def alike(traced: Trace, at: str) -> list[str]:
     for path, node in traced.places().items():
         if node is fork:
             return [*found, at]
-        same = value_of(node).shape == shape and is_block(traced.root.get_submodule(path))
-        found = [*found, path] if same else found
+        if value_of(node).shape == shape and is_block(traced.root.get_submodule(path)):
+            found.append(path)
     return [at]

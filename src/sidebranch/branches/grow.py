@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -130,22 +131,14 @@ def movable(
 def _grow_somewhere(
     backbone: nn.Module, at: Sequence[str], count: int, growth: Growth, input_size: Sequence[int] | None
 ) -> list[Grown]:
-    """Branches on the meta device, grown at the first size of those likely where all goes well."""
-    sizes = own_sizes(backbone)
-    if input_size is not None:
-        sizes.append(tuple(input_size))
-    for size in sizes[:-1]:
-        with suppress(UserError):
-            traced = trace(backbone, size)
-            forks = _chosen(traced, backbone, at, count)
-            if input_size is None or tuple(input_size) == size:
-                return _grow_all(traced, backbone, forks, growth)
-            here = trace(backbone, input_size)
-            if all(_same(traced.tail(traced.fork(path))[0], here.tail(here.fork(path))[0]) for path in forks):
-                return _grow_all(traced, backbone, forks, growth)
-            return _grow_all(here, backbone, forks, growth)
-    traced = trace(backbone, sizes[-1])
-    return _grow_all(traced, backbone, _chosen(traced, backbone, at, count), growth)
+    """Branches on the meta device: stages as the likely size shows them, tails that work at the given one."""
+    traced = trace_own(backbone, input_size)
+    forks = _chosen(traced, backbone, at, count)
+    if input_size is not None and tuple(input_size) != tuple(traced.images.shape[1:]):
+        here = trace(backbone, input_size)
+        if not all(_same(traced.tail(traced.fork(path))[0], here.tail(here.fork(path))[0]) for path in forks):
+            traced = here
+    return _grow_all(traced, backbone, forks, growth)
 
 
 def _chosen(traced: Trace, backbone: nn.Module, at: Sequence[str], count: int) -> list[str]:
@@ -254,8 +247,7 @@ def _body(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         if node.op == "call_module":
             parts.setdefault(target, copy.deepcopy(root.get_submodule(target)))
         elif node.op == "get_attr":
-            owner, _, name = target.rpartition(".")
-            parts.setdefault(target, getattr(root.get_submodule(owner), name))
+            parts.setdefault(target, attrgetter(target)(root))
         elif node.target in _DROPOUTS:
             probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
             kind = _DROPOUTS[node.target]

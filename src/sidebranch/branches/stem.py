@@ -25,7 +25,7 @@ def small_input(backbone: nn.Module) -> nn.Module:
     """
     kind = type(backbone).__name__
     steps = _downsamplings(backbone)
-    first = next((each for each in backbone.modules() if steps and each is steps[0][1]), None)
+    first = steps[0][1] if steps else None
     if not isinstance(first, nn.Conv2d):
         raise UserError(
             f"small_input: the stem of {kind} begins with no strided convolution; there is nothing to adapt"
@@ -37,8 +37,7 @@ def small_input(backbone: nn.Module) -> nn.Module:
         _make_3x3(first)
     for path, module in steps[1:2]:
         if not has_weights(module):
-            owner, _, name = path.rpartition(".")
-            setattr(backbone.get_submodule(owner), name, nn.Identity())
+            backbone.set_submodule(path, nn.Identity())
     return backbone
 
 
@@ -68,7 +67,5 @@ def _make_3x3(convolution: nn.Conv2d) -> None:
     if not isinstance(convolution.padding, str):
         convolution.padding = (1, 1)
     convolution.weight = nn.Parameter(torch.empty(*old.shape[:2], 3, 3, device=old.device, dtype=old.dtype))
-    like = nn.Conv2d(1, 1, 1, groups=1)
-    like.groups = convolution.groups
     with torch.no_grad():
-        redraw(convolution.weight, old, convolution, like)
+        redraw(convolution.weight, old, convolution, convolution)

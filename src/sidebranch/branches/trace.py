@@ -44,10 +44,9 @@ def meta_copy(module: nn.Module) -> Any:
     for each in module.buffers():
         memo[id(each)] = torch.empty_like(each, device="meta")
     try:
-        twin = copy.deepcopy(module, memo)
+        return copy.deepcopy(module, memo)
     except FAILURES as error:
         raise UserError(f"{type(module).__name__} cannot be copied: {reason(error)}") from error
-    return twin
 
 
 def reason(error: BaseException) -> str:
@@ -197,7 +196,8 @@ def trace(backbone: nn.Module, input_size: Sequence[int], *, training: bool = Fa
             hooks.clear()
     dtype = next((each.dtype for each in root.parameters()), torch.float32)
     images = torch.empty(BATCH, *input_size, device="meta", dtype=dtype)
-    _run_plainly(root, images)
+    if not training:  # both modes were tried then
+        _run_plainly(root, images)
     root.train(training)
     failure: Exception | None = None
     for opens in (_is_stage, _is_sequence):
@@ -389,7 +389,7 @@ class _Tracer(fx.Tracer):
         self.is_running = True
         try:
             if node.op == "get_attr":
-                return _attribute(self.root, str(node.target))
+                return operator.attrgetter(str(node.target))(self.root)
             if node.op == "call_module":
                 return self.root.get_submodule(str(node.target))(*args, **kwargs)
             if node.op == "call_method":
@@ -412,11 +412,6 @@ def _plain(arguments: Any) -> Any:
     if isinstance(arguments, list):
         return [_plain(each) for each in arguments]
     return tuple(map(_plain, arguments)) if type(arguments) is tuple else arguments
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
 
 
 def _is_sequence(module: nn.Module) -> bool:

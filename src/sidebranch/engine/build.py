@@ -66,9 +66,7 @@ def _attached(backbone: nn.Module, config: Config, shape: Sequence[int]) -> Bran
     model, wanted = config.model, config.branches
     growth = Growth(wanted.depth, wanted.width, wanted.init)
     kind = None if model.branches == "default" else model.branches
-    net = attach(
-        backbone, kind, depth=model.depth, at=wanted.at, growth=None if growth == Growth() else growth, input_size=shape
-    )
+    net = attach(backbone, kind, depth=model.depth, at=wanted.at, growth=growth, input_size=shape)
     if wanted.roots == "end":
         return net
     net.release()

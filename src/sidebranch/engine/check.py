@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidebranch.engine.config import Config
+from sidebranch.engine.config import BranchesConfig, Config
 from sidebranch.errors import UserError
 
 
@@ -64,8 +64,8 @@ def check(config: Config) -> None:
             raise UserError(f"{name} is {value}; it must be {wanted}")
     if optim.schedule == "multi_step" and not optim.milestones:
         raise UserError("optim.schedule multi_step needs optim.milestones, e.g. [60, 120]; or take constant or cosine")
-    own = (branches.at, branches.depth, branches.width, branches.init)
-    if config.model.branches == "paper" and own != ((), 0.5, 2.0, "fresh"):
+    wishes = any(getattr(branches, each) != getattr(BranchesConfig, each) for each in ("at", "depth", "width", "init"))
+    if config.model.branches == "paper" and wishes:
         raise UserError(
             "branches.at, depth, width and init go with model.branches auto; the published are what they are"
         )

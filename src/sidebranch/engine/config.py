@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from sidebranch.branches import Growth
+
 Method = Literal["baseline", "dsl", "dks", "dhm"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -49,9 +51,9 @@ class BranchesConfig:
     """
 
     at: tuple[str, ...] = ()
-    depth: float = 0.5
-    width: float = 2.0
-    init: Literal["fresh", "copy"] = "fresh"
+    depth: float = Growth.depth
+    width: float = Growth.width
+    init: Literal["fresh", "copy"] = Growth.init
     roots: Literal["end", "stage"] = "end"
     batch_fraction: float = 1.0
     start_epoch: int = 0
