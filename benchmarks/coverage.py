@@ -22,7 +22,9 @@ import torchvision
 from torch import nn
 
 import sidebranch as sb
-from sidebranch.branches.trace import FAILURES, reason
+from sidebranch.branches.trace import FAILURES
+from sidebranch.engine.run_folder import environment
+from sidebranch.errors import reason
 from sidebranch.inspect import anatomy
 
 ROOT = Path(__file__).parent.parent
@@ -175,14 +177,14 @@ def _exact(backbone: nn.Module, forks: list[str], images: torch.Tensor) -> bool:
     return all(torch.equal(out.main, logits) for logits in out.logits)
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def page(kept: dict[str, Any]) -> str:
+    """The page of what is kept: {"packages": versions, "rows": [...]}."""
+    rows = kept["rows"]
     working = [row for row in rows if row["works"]]
     lines = [_line(row) for row in working]
     failed = [row for row in rows if not row["works"]]
     head = HEAD.format(
-        torch=torch.__version__.split("+")[0],
-        torchvision=torchvision.__version__.split("+")[0],
-        timm=timm.__version__,
+        **{name: kept["environment"]["packages"][name] for name in ("torch", "torchvision", "timm")},
         works=len(working),
         tried=len(rows),
         share=100 * len(working) / len(rows),
@@ -220,11 +222,10 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="write the page of the rows there are")
     parser.add_argument("--check", action="store_true", help="is the page in step?")
     options = parser.parse_args()
-    rows = {row["name"]: row for row in json.loads(ROWS.read_text())} if ROWS.exists() else {}
+    kept = json.loads(ROWS.read_text()) if ROWS.exists() else {"rows": []}
     if options.check:
-        return int(
-            not PAGE.exists() or _without_versions(PAGE.read_text()) != _without_versions(page(list(rows.values())))
-        )
+        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page(kept))
+    rows = {row["name"]: row for row in kept["rows"]}
     warnings.simplefilter("ignore")
     wanted = [name for name in NAMES if name.split()[1] in options.only] if options.only else NAMES
     for name in [] if options.page else wanted:
@@ -235,14 +236,15 @@ def main() -> int:
         except Exception as error:  # a row like any other, which says what went wrong
             rows[name] = {"name": name, "works": False, "reason": f"{type(error).__name__}: {reason(error)}"}
         print(json.dumps(rows[name]), flush=True)
-        ordered = [rows[each] for each in NAMES if each in rows]
-        ROWS.write_text("[\n" + ",\n".join(json.dumps(row) for row in ordered) + "\n]\n")
-    PAGE.write_text(page(list(rows.values())), encoding="utf-8")
+        kept = {"environment": environment(torch.device("cpu")), "rows": [rows[each] for each in NAMES if each in rows]}
+        ROWS.write_text(_one_row_a_line(kept))
+    PAGE.write_text(page(kept), encoding="utf-8")
     return 0
 
 
-def _without_versions(text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if not line.startswith("Written by"))
+def _one_row_a_line(kept: dict[str, Any]) -> str:
+    rows = ",\n".join(json.dumps(row) for row in kept["rows"])
+    return f'{{"environment": {json.dumps(kept["environment"])},\n"rows": [\n{rows}\n]}}\n'
 
 
 if __name__ == "__main__":

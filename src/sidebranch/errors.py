@@ -13,6 +13,11 @@ class UserError(ValueError):
     """
 
 
+def reason(error: BaseException) -> str:
+    """An exception in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
     """A hint for a misspelt name: "did you mean 'a' or 'b'?", or the valid names where none is near."""
     valid = sorted(set(valid))

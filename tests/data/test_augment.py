@@ -8,6 +8,11 @@ from sidebranch.data.augment import Pixels
 from sidebranch.seeding import uniform
 
 
+def unpacked(pixels, words):
+    """Words as images."""
+    return words.unsqueeze(3).view(torch.uint8)[..., : pixels.shape[0]].permute(0, 3, 1, 2)
+
+
 @pytest.fixture
 def photos():
     return torch.randint(0, 256, (16, 3, 8, 10), dtype=torch.uint8)
@@ -19,7 +24,7 @@ def test_equals_torchvision_image_by_image(padding, mode, torchvision_mode):
     photos = torch.randint(0, 256, (116, 3, 8, 10), dtype=torch.uint8)
     index = torch.arange(100, 116)
     pixels = Pixels.of(photos)
-    batch = pixels.unpacked(Augmentation(padding, mode, flip=True)(pixels, index, 3, 5))
+    batch = unpacked(pixels, Augmentation(padding, mode, flip=True)(pixels, index, 3, 5))
     photos = photos[index]
     offsets = [(uniform(index, side, 3, 5) * (2 * padding + 1)).long().tolist() for side in ("top", "left")]
     mirrored = (uniform(index, "flip", 3, 5) < 0.5).tolist()
@@ -48,7 +53,7 @@ def test_every_offset_is_drawn(photos):
 
 def test_without_padding_or_flip_nothing_changes(photos):
     pixels = Pixels.of(photos)
-    assert torch.equal(pixels.unpacked(Augmentation()(pixels, torch.arange(16), 0, 0)), photos)
+    assert torch.equal(unpacked(pixels, Augmentation()(pixels, torch.arange(16), 0, 0)), photos)
 
 
 def test_normalisation_equals_torchvision(photos):
@@ -61,7 +66,7 @@ def test_normalisation_equals_torchvision(photos):
 def test_up_to_four_channels(channels):
     images = torch.randint(0, 256, (5, channels, 6, 6), dtype=torch.uint8)
     pixels = Pixels.of(images)
-    assert torch.equal(pixels.unpacked(Augmentation()(pixels, torch.arange(5), 0, 0)), images)
+    assert torch.equal(unpacked(pixels, Augmentation()(pixels, torch.arange(5), 0, 0)), images)
     scale = Normalisation((0.5, 0.1, 0.2, 0.9)[:channels], (0.2, 0.3, 0.4, 0.5)[:channels])
     words = pixels.words[:, :-1].unflatten(1, (6, 6))
     torch.testing.assert_close(scale.of_words(words), scale(images))

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
-from sidebranch.branches.trace import Trace, has_weights, is_block, is_feature, value_of
+from sidebranch.branches.trace import Trace, has_weights, is_block, is_feature
+from sidebranch.branches.tracer import value_of
 from sidebranch.errors import UserError
 
 

@@ -21,19 +21,10 @@ from torch.nn import functional
 from sidebranch.branches.forks import alike, find_forks, resolution
 from sidebranch.branches.fresh import fill
 from sidebranch.branches.thin import thin
-from sidebranch.branches.trace import (
-    FAILURES,
-    Trace,
-    check_size,
-    has_weights,
-    is_feature,
-    note_copy,
-    reason,
-    trace,
-    value_of,
-)
+from sidebranch.branches.trace import FAILURES, Trace, check_size, has_weights, is_feature, trace
+from sidebranch.branches.tracer import note_copy, value_of
 from sidebranch.branches.widen import CannotWiden, widen
-from sidebranch.errors import UserError, nearest
+from sidebranch.errors import UserError, nearest, reason
 from sidebranch.model import SideBranch
 
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from sidebranch.branches.fresh import redraw
 from sidebranch.branches.grow import trace_own
-from sidebranch.branches.trace import has_weights, is_feature, value_of
+from sidebranch.branches.trace import has_weights, is_feature
+from sidebranch.branches.tracer import value_of
 from sidebranch.errors import UserError
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from sidebranch.branches.trace import Call, cuts_of, has_weights, is_feature, is_read_later, value_of
+from sidebranch.branches.trace import cuts_of, has_weights, is_feature
+from sidebranch.branches.tracer import Call, is_read_later, value_of
 
 
 def thin(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module, depth: float) -> tuple[int, int]:

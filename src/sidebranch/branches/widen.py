@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from sidebranch.branches.trace import FAILURES, cuts_of, has_weights, reason
+from sidebranch.branches.trace import FAILURES, cuts_of, has_weights
+from sidebranch.errors import reason
 
 Shapes = dict[nn.Module, tuple[torch.Size, torch.Size]]
 

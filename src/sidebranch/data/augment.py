@@ -72,10 +72,6 @@ class Pixels:
         padded[:, :-1, :channels] = images.permute(0, 2, 3, 1).flatten(1, 2)
         return cls(padded.view(torch.int32).squeeze(2), (channels, height, width))
 
-    def unpacked(self, words: Int32[Tensor, "n h w"]) -> UInt8[Tensor, "n c h w"]:
-        """Such words as images."""
-        return words.unsqueeze(3).view(torch.uint8)[..., : self.shape[0]].permute(0, 3, 1, 2)
-
 
 @dataclass(frozen=True)
 class Augmentation:

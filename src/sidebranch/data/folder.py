@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from sidebranch.data.augment import Normalisation
 from sidebranch.data.order import Shard, batches_of, steps_of
-from sidebranch.errors import UserError
+from sidebranch.errors import UserError, reason
 from sidebranch.seeding import generator, seed_of
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -97,8 +97,7 @@ def _scan(root: Path, name: str) -> FolderSplit:
     try:
         scanned = ImageFolder(str(root / name))
     except FileNotFoundError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"'{root / name}' is not laid out as CLASS/*.jpg: {reason}") from error
+        raise UserError(f"'{root / name}' is not laid out as CLASS/*.jpg: {reason(error).rstrip('.')}") from error
     paths = tuple(path for path, _ in scanned.samples)
     return FolderSplit(paths, torch.tensor(scanned.targets), tuple(scanned.classes))
 

@@ -1,9 +1,9 @@
-"""From a config to the objects that train: network, objective, sampler, optimiser, and what the machine is good at."""
+"""From a config to the objects that train: network, objective, sampler, optimiser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import timm
 import torch
@@ -13,8 +13,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from sidebranch import objective as objectives
 from sidebranch.attach import attach
 from sidebranch.branches import Growth, movable, small_input
-from sidebranch.engine.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, RuntimeConfig, SamplingConfig
-from sidebranch.errors import UserError, nearest
+from sidebranch.engine.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, SamplingConfig
+from sidebranch.errors import UserError, nearest, reason
 from sidebranch.model import BranchedModel, SideBranch
 from sidebranch.objective import Objective
 from sidebranch.sampling import Bernoulli, Categorical, Fixed, MovingRoots, Sampler
@@ -29,8 +29,7 @@ def build_backbone(config: ModelConfig, num_classes: int, in_chans: int) -> nn.M
             config.name, pretrained=config.pretrained, num_classes=num_classes, in_chans=in_chans, **config.options
         )
     except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"timm cannot create '{config.name}' with these options: {reason}") from error
+        raise UserError(f"timm cannot create '{config.name}' with these options: {reason(error)}") from error
 
 
 def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> BranchedModel:
@@ -137,28 +136,3 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     if not smoothing:
         return labels
     return nn.functional.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What the config's `auto`s come to on a device."""
-
-    precision: str
-    channels_last: bool
-
-
-def hardware(config: RuntimeConfig, device: torch.device) -> Hardware:
-    """Takes bf16 where the device computes in it and channels-last where convolutions gain from it."""
-    precision: str = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if _computes_bf16(device) else "32-true"
-    channels_last = device.type in ("cpu", "cuda") if config.channels_last == "auto" else config.channels_last == "yes"
-    return Hardware(precision, channels_last)
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return False

@@ -11,8 +11,8 @@ import torch
 from sidebranch.engine import build, checkpoint, recipe
 from sidebranch.engine.config import Config
 from sidebranch.engine.evaluate import evaluate
+from sidebranch.engine.hardware import hardware, launch
 from sidebranch.engine.inputs import Inputs, read_inputs
-from sidebranch.engine.loop import launch
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel
@@ -65,7 +65,7 @@ def _moved(config: Config, data_root: str) -> Config:
 
 def _evaluate(config: Config, network: BranchedModel, inputs: Inputs) -> Errors:
     fabric = launch(config.runtime)
-    if build.hardware(config.runtime, fabric.device).channels_last:
+    if hardware(config.runtime, fabric.device).channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     names = network.names
     prepared = fabric.setup(network, _reapply_compile=False)

@@ -23,8 +23,9 @@ from torch.utils.tensorboard import SummaryWriter
 from sidebranch.data import Shard
 from sidebranch.engine import build, checkpoint, recipe
 from sidebranch.engine.check import check
-from sidebranch.engine.config import Config, RuntimeConfig, as_dict, differences
+from sidebranch.engine.config import Config, as_dict, differences
 from sidebranch.engine.evaluate import columns_of, evaluate
+from sidebranch.engine.hardware import hardware, launch
 from sidebranch.engine.inputs import read_inputs
 from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.meter import Finiteness, Meter
@@ -33,7 +34,7 @@ from sidebranch.engine.run_folder import RunFolder
 from sidebranch.engine.schedule import learning_rate, mimicry_scale
 from sidebranch.engine.signals import Interrupted, collected
 from sidebranch.engine.weights import write_backbone
-from sidebranch.errors import UserError
+from sidebranch.errors import UserError, reason
 from sidebranch.sampling import Draw
 from sidebranch.seeding import seed_of
 
@@ -59,35 +60,6 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
         run.restore(state)
     with collected() as signals, closing(run):
         return run.train(signals, resume)
-
-
-def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
-    """Fabric on the machine that the config asks for, with its automatic choices made.
-
-    Args:
-        config: devices and precision.
-        may_skip_parameters: whether a step may leave parameters without a gradient, which DDP has to be told.
-    """
-    several = config.devices * config.num_nodes > 1
-    try:
-        probe = Fabric(accelerator=config.accelerator, devices=1)
-        choices = build.hardware(config, probe.device)
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy="ddp_find_unused_parameters_true" if several and may_skip_parameters else "auto",
-            precision=choices.precision,  # pyright: ignore[reportArgumentType] (one of Fabric's own words)
-        )
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"runtime: {str(error).splitlines()[0]}") from error
-    fabric.launch()
-    return fabric
-
-
-def is_main_process() -> bool:
-    """Whether this process writes the files, among those that train together."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def is_of(folder: RunFolder, config: Config) -> bool:
@@ -135,7 +107,7 @@ class _Run:
         self.epoch = 0
         self.step = 0  # within the epoch
         self._draw()  # names a branch that is not there, if one is asked for
-        self.choices = build.hardware(config.runtime, self.device)
+        self.choices = hardware(config.runtime, self.device)
         if self.choices.channels_last:
             self.inner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.inner.to(self.device)
@@ -246,8 +218,7 @@ class _Run:
             if isinstance(error, UserError):
                 raise
             size = "x".join(map(str, shape))
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{self.config.model.name} does not take images of {size}: {reason}") from error
+            raise UserError(f"{self.config.model.name} does not take images of {size}: {reason(error)}") from error
 
     def close(self) -> None:
         self.reporter.close()

@@ -123,13 +123,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "git_revision": _git_revision(),
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if cuda else f"{_processor()}, threads: {torch.get_num_threads()}",
     }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "sidebranch" if name == "__main__.py" else name  # python -m sidebranch
 
 
 def _git_revision() -> str | None:

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sidebranch.branches import check_branches
 from sidebranch.branches.forks import channels, resolution
 from sidebranch.branches.grow import trace_own
-from sidebranch.branches.trace import meta_copy, trace, value_of
+from sidebranch.branches.trace import meta_copy, trace
+from sidebranch.branches.tracer import value_of
 from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel
 
