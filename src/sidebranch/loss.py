@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}  # elements of [C, rows, K] at a time
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # elements of [rows, C, K] at a time
 KEPT = 1 << 24  # logits, up to which the gradient is kept from the forward pass
 
 
@@ -36,10 +36,11 @@ class FusedLoss(torch.autograd.Function):
         logits = inputs[6:]
         wanted = any(ctx.needs_input_grad[6:])
         keep = wanted and sum(each.numel() for each in logits) <= KEPT
-        total, labels, pairs, grads = _sweep(settings, targets, outside, logits, keep)
+        total, labels, pairs, gradient = _sweep(settings, targets, outside, logits, keep)
         ctx.settings = settings
+        ctx.lengths = [len(each) for each in logits]
         ctx.kept = keep
-        ctx.save_for_backward(*(grads if keep else (targets, outside, *logits)))
+        ctx.save_for_backward(*((gradient,) if keep else (targets, outside, *logits)))
         ctx.mark_non_differentiable(labels, pairs)
         return total, labels, pairs
 
@@ -49,11 +50,16 @@ class FusedLoss(torch.autograd.Function):
         ctx: Any, *outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
         if ctx.kept:
-            grads = [each * outputs[0] for each in ctx.saved_tensors]
+            (gradient,) = ctx.saved_tensors
+            is_free = (
+                outputs[0].device.type == "cpu" and not torch.compiler.is_compiling()
+            )  # to look at, without waiting
+            if not is_free or outputs[0] != 1:
+                gradient = gradient * outputs[0]
         else:
             targets, outside, *logits = ctx.saved_tensors
-            grads = _sweep(ctx.settings, targets, outside, logits, True, outputs[0])[3]
-        return (*(None,) * 6, *grads)
+            gradient = _sweep(ctx.settings, targets, outside, logits, True, outputs[0])[3]
+        return (*(None,) * 6, *(each[:length] for each, length in zip(gradient, ctx.lengths, strict=True)))
 
 
 def _sweep(
@@ -63,79 +69,95 @@ def _sweep(
     logits: Sequence[Tensor],
     with_gradient: bool,
     factor: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Total, its terms, and its gradient by each of the logits, times a factor."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Total, its terms, and its gradient by the logits, times a factor: [C, N, K], empty if not wanted."""
     supervision, mimicry, temperature, scale = settings
     count, seen, classes = len(targets), min(map(len, logits)), logits[0].shape[1]
     counts = torch.full_like(supervision, seen)
     counts[0] = count
     labels = torch.zeros_like(supervision)
     pairs = supervision.new_zeros((len(logits) if mimicry is None else len(mimicry), len(logits)))
-    by_labels, by_teachers = supervision / counts, None
+    by_labels, by_teachers = torch.diag(supervision / counts), None
     if mimicry is not None:
         teaching = mimicry * (scale * temperature / seen)
-        by_teachers = torch.diag(teaching.sum(0)) - teaching[: len(logits)], -teaching[len(logits) :]
-    if factor is not None:
-        factor = factor.to(supervision.dtype)
+        by_teachers = torch.diag(teaching.sum(0)) - teaching[: len(logits)].T, -teaching[len(logits) :].T
     # A mean's share underflows in half precision.
     precise = torch.float32 if logits[0].dtype == torch.float16 else logits[0].dtype
-    grads = [torch.empty_like(each, dtype=precise) for each in logits] if with_gradient else []
+    gradient = logits[0].new_empty(len(logits), count if with_gradient else 0, classes, dtype=precise)
     rows = max(1, CHUNK.get(logits[0].device.type, CHUNK["cpu"]) // (len(logits) * classes))
     ends = sorted({*range(0, seen, rows), *range(seen, count, rows), count})
     for start, stop in pairwise(ends):
-        part = logits if start < seen else logits[:1]
-        here = slice(0, len(part))
-        scores = torch.stack([each[start:stop].to(supervision.dtype) for each in part])
-        log_probabilities = scores.log_softmax(-1)
-        labels[here] += _to_labels(log_probabilities, targets[start:stop])
         mimics = mimicry is not None and start < seen
-        probabilities = log_probabilities.exp()
-        warm = temperature != 1.0
-        gradient = probabilities
-        if with_gradient and (warm or not mimics):
-            gradient = probabilities * by_labels[here, None, None]
+        live = len(logits) if start < seen else 1
+        scores = torch.stack([each[start:stop].to(supervision.dtype) for each in logits[:live]], 1)
+        scores -= scores.amax(-1, keepdim=True)
+        probabilities, log_sums = _softmax(scores)
+        expected = targets[start:stop]
+        labels[:live] += _at_labels(scores, expected) - log_sums.sum(0)
+        weights = by_labels[:live, :live]
+        teachers = probabilities
+        beyond = None
         if mimics:
-            students = (scores / temperature).log_softmax(-1) if warm else log_probabilities
-            teachers = students.exp() if warm else probabilities
-            flat = students.flatten(1)
-            pairs[: len(part)] += teachers.flatten(1) @ flat.T
-            beyond = None if outside is None else outside[None, start:stop].to(supervision.dtype).flatten(1)
-            if beyond is not None:
-                pairs[len(part) :] += beyond @ flat.T
-            if with_gradient and by_teachers is not None:
-                if warm:
-                    gradient.flatten(1).addmm_(by_teachers[0].T, teachers.flatten(1))
-                else:  # one contraction for both
-                    weights = by_teachers[0].T + torch.diag(by_labels.expand(len(part)))
-                    gradient = (weights @ teachers.flatten(1)).view_as(scores)
-                if beyond is not None:
-                    gradient.flatten(1).addmm_(by_teachers[1].T, beyond)
-        if with_gradient:
-            _less_labels(gradient, targets[start:stop], by_labels[here])
-            if factor is not None:
-                gradient *= factor
-            for grad, each in zip(grads, gradient, strict=False):
-                grad[start:stop] = each
+            if temperature != 1.0:
+                scores /= temperature
+                teachers, log_sums = _softmax(scores)
+            pairs[:live] += _contracted(teachers, scores) - log_sums.sum(0)
+            if outside is not None:
+                beyond = outside[start:stop, None].to(supervision.dtype)
+                pairs[live:] += _contracted(beyond, scores) - log_sums.sum(0)
+        if not with_gradient:
+            continue
+        if by_teachers is None or not mimics:
+            part = _mixed(weights, probabilities)
+        elif teachers is probabilities:  # one contraction for both
+            part = _mixed(weights + by_teachers[0], probabilities)
+        else:
+            part = _mixed(weights, probabilities).add_(_mixed(by_teachers[0], teachers))
+        if by_teachers is not None and beyond is not None:
+            part += _mixed(by_teachers[1], beyond)
+        _less_labels(part, expected, weights.diagonal())
+        if factor is not None:
+            part *= factor.to(part.dtype)
+        gradient[:live, start:stop] = part.transpose(0, 1)
     labels = labels.neg_() / counts
     pairs = pairs.neg_() / seen
     total = labels @ supervision
     if mimicry is not None:
         total = total + scale * temperature**2 * (pairs * mimicry).sum()
-    return total, labels, pairs, grads
+    return total, labels, pairs, gradient
 
 
-def _to_labels(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """[C]: the labels' log-probabilities, summed over the rows."""
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities [r, C, K], and [r, C] what the scores exceed their logarithms by; the largest score is 0."""
+    probabilities = scores.softmax(-1)
+    return probabilities, probabilities.amax(-1).log_().neg_()
+
+
+def _contracted(teachers: Tensor, students: Tensor) -> Tensor:
+    """[P, K] and [C, K] of every row to [P, C], summed over the rows."""
+    return torch.bmm(teachers, students.mT).sum(0)
+
+
+def _mixed(weights: Tensor, probabilities: Tensor) -> Tensor:
+    """weights [C, P] times [r, P, K]."""
+    return torch.bmm(weights.expand(len(probabilities), -1, -1), probabilities)
+
+
+def _at_labels(scores: Tensor, targets: Tensor) -> Tensor:
+    """[C]: the scores that the labels point at, summed over the rows."""
     if targets.ndim == 1:
-        index = targets.view(1, -1, 1).expand(len(log_probabilities), -1, 1)
-        return log_probabilities.gather(2, index).sum((1, 2))
-    return torch.einsum("nk,cnk->c", targets.to(log_probabilities.dtype), log_probabilities)
+        return scores.gather(2, _index(targets, scores)).sum((0, 2))
+    return _contracted(targets[:, None].to(scores.dtype), scores)[0]
 
 
 def _less_labels(gradient: Tensor, targets: Tensor, weights: Tensor) -> None:
     """Takes every classifier's weight times the labels off, in place."""
     if targets.ndim == 1:
-        index = targets.view(1, -1, 1).expand(len(gradient), -1, 1)
-        gradient.scatter_add_(2, index, (-weights).view(-1, 1, 1).expand(-1, len(targets), 1).contiguous())
+        index = _index(targets, gradient)
+        gradient.scatter_add_(2, index, (-weights).view(1, -1, 1).expand_as(index))
     else:
-        gradient -= weights.view(-1, 1, 1) * targets.to(gradient.dtype)
+        gradient -= weights.view(-1, 1) * targets[:, None].to(gradient.dtype)
+
+
+def _index(targets: Tensor, scores: Tensor) -> Tensor:
+    return targets.view(-1, 1, 1).expand(-1, scores.shape[1], 1)
