@@ -1,6 +1,6 @@
 """Ours against the slow reference, in one run on the machine at hand: `make bench`.
 
-    python benchmarks/bench.py [--only steps loss data flags] [--seconds 8] [--output results/bench/DEVICE.json]
+    python benchmarks/bench.py [--only PART ...] [--seconds 8] [--output results/bench/DEVICE.json]
 
 "Reference" is benchmarks/reference.py. "Ours" is what `sidebranch train` does by default on this hardware. The two take
 turns, step by step, so that a noisy machine disturbs both alike; ratios are medians of each turn's ratio.
@@ -14,6 +14,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sidebranch as sb
 from sidebranch.data import ArraySplit, Augmentation, DeviceLoader, Normalisation
 from sidebranch.engine.config import RuntimeConfig
-from sidebranch.engine.hardware import hardware
+from sidebranch.engine.hardware import WORTH_COMPILING, compile_network, hardware
 from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.run_folder import environment
 
@@ -69,11 +70,14 @@ class OurStep:
         share: float = 1.0,
         sampler: sb.Bernoulli | sb.Fixed = sb.Fixed(),
     ) -> None:
-        choices = hardware(RuntimeConfig(), device)
+        choices = hardware(RuntimeConfig(), device, steps=WORTH_COMPILING)
         self.layout = torch.channels_last if choices.channels_last else torch.contiguous_format
         self.net = net.to(device).to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
+        compile_network(self.net, choices.compile)
         self.bf16 = choices.precision == "bf16-mixed"
-        self.optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+        self.optimizer = torch.optim.SGD(
+            net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=device.type == "cuda"
+        )
         self.objective = {"baseline": sb.baseline, "dsl": sb.dsl, "dhm": sb.dhm}[method]()
         self.sampler, self.share, self.done = sampler, share, 0
         self.meter, self.finiteness = Meter(net.names, device), Finiteness(net.names, device)
@@ -297,9 +301,45 @@ def _macs(step: OurStep, images: Tensor) -> float:
     return total / 64 / 2 / len(images) / 1e6
 
 
+def replica_row(device: torch.device, budget: float) -> dict[str, Any]:
+    """Images a second of several runs at once, all together, by those of one alone; each a process, threads shared."""
+    count = 2 if device.type == "cpu" else 8
+    threads = torch.get_num_threads()
+    alone = _throughput(1, threads, device, budget)
+    together = _throughput(count, max(1, threads // count), device, budget)
+    row: dict[str, Any] = {"model": "cifar_resnet32", "method": "dhm", "replicas": count}
+    row |= {"alone_images_per_second": round(sum(alone)), "together_images_per_second": round(sum(together))}
+    return row | {"ratio": round(sum(together) / sum(alone), 2)}
+
+
+def _throughput(count: int, threads: int, device: torch.device, budget: float) -> list[float]:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        barrier = manager.Barrier(count)
+        with ProcessPoolExecutor(count, mp_context=context) as pool:
+            wanted = [pool.submit(_replica, barrier, device.type, threads, budget) for _ in range(count)]
+            return [each.result() for each in wanted]
+
+
+def _replica(barrier: Any, device_type: str, threads: int, budget: float) -> float:
+    """Images a second of one run, from the moment that all are ready, for a budget of seconds."""
+    torch.set_num_threads(threads)
+    device = torch.device(device_type)
+    step = OurStep(network("cifar_resnet32", "dhm"), "dhm", device)
+    images, labels = torch.randn(128, 3, 32, 32, device=device), torch.randint(0, 100, (128,), device=device)
+    for _ in range(3):
+        seconds(partial(step, images, labels), device)
+    barrier.wait()
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < budget:
+        seconds(partial(step, images, labels), device)
+        steps += 1
+    return 128 * steps / (time.perf_counter() - started)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=["steps", "loss", "data", "flags"], default=[])
+    parser.add_argument("--only", nargs="+", choices=["steps", "loss", "data", "flags", "replicas"], default=[])
     parser.add_argument("--seconds", type=float, default=8.0, help="of turns, a measurement")
     parser.add_argument("--output", type=Path, default=None, help="default: results/bench/DEVICE.json")
     options = parser.parse_args()
@@ -321,6 +361,9 @@ def main() -> None:
     if not options.only or "data" in options.only:
         keep("data", data_rows(device, options.seconds))
         print("data", found["data"], flush=True)
+    if not options.only or "replicas" in options.only:
+        keep("replicas", replica_row(device, options.seconds))
+        print("replicas", found["replicas"], flush=True)
     if not options.only or "flags" in options.only:
         keep("flags", flag_rows(device, options.seconds))
         for row in found["flags"]:

@@ -102,6 +102,20 @@ def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
     assert Path("run/checkpoints/last.ckpt").exists()
 
 
+def test_replicas_are_the_same_runs_as_alone(capfd):
+    command = ["train", "digits/demo", *QUICK]
+    assert main([*command, "--runtime.replicas", "2", "--output", "both", "--seed", "3"]) == 0
+    assert main([*command, "--output", "alone", "--seed", "4"]) == 0
+    rows = [Path(folder, "metrics.csv").read_text().splitlines() for folder in ("both/seed4", "alone")]
+    assert [line.split(",")[5:] for line in rows[0]] == [line.split(",")[5:] for line in rows[1]]
+    assert Path("both/seed3/model.safetensors").exists()
+    capfd.readouterr()
+    assert main([*command, "--runtime.replicas", "2", "--output", "both", "--seed", "3", "--resume"]) == 0
+    out = capfd.readouterr().out
+    assert all(f"{seed} | finished already" in out for seed in (3, 4))
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_demo_prints_the_table_and_writes_the_page(capsys, monkeypatch):
     short = (
         recipe.shipped()["digits/demo"]

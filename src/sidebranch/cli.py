@@ -25,8 +25,10 @@ from sidebranch.branches import Growth
 from sidebranch.deploy import export_reference, export_run
 from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, is_main_process, is_of, recipe, train
 from sidebranch.engine.build import build_adapted
+from sidebranch.engine.check import check
 from sidebranch.engine.config import METHODS, ModelConfig, as_dict
 from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
+from sidebranch.engine.inputs import cores
 from sidebranch.errors import UserError, nearest
 from sidebranch.inspect import (
     Record,
@@ -40,7 +42,7 @@ from sidebranch.inspect import (
     verdict,
     write_report,
 )
-from sidebranch.study import run_grid
+from sidebranch.study import run_at_once, run_grid
 
 TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
 
@@ -125,14 +127,14 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    recipe_name = None
+    recipe_name, flags = None, []
     if arguments[0] == "train" and not {"-h", "--help"} & set(arguments[1:2]):
         if len(arguments) < 2 or arguments[1].startswith("-"):
             raise UserError(
                 "train needs a recipe first: sidebranch train RECIPE [--flag value ...]; see: sidebranch recipes"
             )
-        recipe_name = arguments[1]
-        arguments = ["train", *recipe.flags(recipe.find(recipe_name)), *arguments[2:]]
+        recipe_name, flags = arguments[1], arguments[2:]
+        arguments = ["train", *recipe.flags(recipe.find(recipe_name)), *flags]
     try:
         parsed = parser.parse_args(arguments)
     except ArgumentError as error:
@@ -146,7 +148,7 @@ def _run(arguments: list[str]) -> int:
     verb = parsed.subcommand
     options = parsed[verb]
     if verb == "train":
-        return _train(verbs["train"], options, recipe_name or "")
+        return _train(verbs["train"], options, recipe_name or "", flags)
     run = {
         "demo": _demo,
         "eval": _eval,
@@ -209,16 +211,37 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     return parser, verbs
 
 
-def _train(parser: ArgumentParser, options: Namespace, recipe_name: str) -> int:
+def _train(parser: ArgumentParser, options: Namespace, recipe_name: str, flags: Sequence[str]) -> int:
     config = recipe.to_config(parser, options)
     if not config.name:
         config = replace(config, name=recipe.name_of(recipe_name))
+    if config.runtime.replicas > 1:
+        return _train_at_once(config, options, recipe_name, flags)
     folder = _folder_of(options.output, Path(recipe_name), config, options.resume)
     train(config, folder, resume=options.resume, reporter=ConsoleReporter())
     if is_main_process():
         write_report([read_record(folder)], folder.report, folder.root.name)
         print(f"the plain backbone: {folder.weights}\nthe page: {folder.report}")
     return 0
+
+
+def _train_at_once(config: Config, options: Namespace, recipe_name: str, flags: Sequence[str]) -> int:
+    """The same command for each of the seeds, at once."""
+    check(config)
+    alone = replace(config, runtime=replace(config.runtime, replicas=1))
+    commands = {}
+    for seed in range(config.seed, config.seed + config.runtime.replicas):
+        output = f"{options.output}/seed{seed}" if options.output else ""
+        folder = _folder_of(output, Path(recipe_name), replace(alone, seed=seed), options.resume)
+        command = [sys.executable, "-m", "sidebranch", "train", recipe_name]
+        command += [flag for flag in flags if flag != "--resume"]
+        command += ["--seed", str(seed), "--runtime.replicas", "1", "--output", str(folder.root)]
+        commands[str(seed)] = command + (["--resume"] if folder.is_used() else [])
+    ended = run_at_once(commands, threads=max(1, cores() // len(commands)))
+    for seed, status in ended.items():
+        if status:
+            print(f"sidebranch: the run of seed {seed} ended with status {status}", file=sys.stderr)
+    return max(ended.values())
 
 
 def _folder_of(output: str, source: Path, config: Config, resume: bool) -> RunFolder:

@@ -4,13 +4,16 @@ from torchvision.transforms import functional as TF
 
 import sidebranch as sb
 from sidebranch.data import Augmentation, Normalisation
-from sidebranch.data.augment import Pixels
 from sidebranch.seeding import uniform
 
+CPU = torch.device("cpu")
 
-def unpacked(pixels, words):
-    """Words as images."""
-    return words.unsqueeze(3).view(torch.uint8)[..., : pixels.shape[0]].permute(0, 3, 1, 2)
+
+def augmented(augmentation, images, index, seed=0, epoch=0):
+    """uint8 images out of uint8 images."""
+    draws = augmentation.draws(len(images), seed, epoch, CPU)
+    words = augmentation(augmentation.padded(images), index, draws)
+    return words.unsqueeze(3).view(torch.uint8)[..., : images.shape[1]].permute(0, 3, 1, 2)
 
 
 @pytest.fixture
@@ -23,8 +26,7 @@ def photos():
 def test_equals_torchvision_image_by_image(padding, mode, torchvision_mode):
     photos = torch.randint(0, 256, (116, 3, 8, 10), dtype=torch.uint8)
     index = torch.arange(100, 116)
-    pixels = Pixels.of(photos)
-    batch = unpacked(pixels, Augmentation(padding, mode, flip=True)(pixels, index, 3, 5))
+    batch = augmented(Augmentation(padding, mode, flip=True), photos, index, 3, 5)
     photos = photos[index]
     offsets = [(uniform(index, side, 3, 5) * (2 * padding + 1)).long().tolist() for side in ("top", "left")]
     mirrored = (uniform(index, "flip", 3, 5) < 0.5).tolist()
@@ -35,15 +37,15 @@ def test_equals_torchvision_image_by_image(padding, mode, torchvision_mode):
         assert torch.equal(batch[i], TF.hflip(one) if mirrored[i] else one)
 
 
-def test_an_image_looks_the_same_in_any_batch(photos):
+def test_an_image_looks_the_same_in_any_batch_and_any_split(photos):
     augmentation = Augmentation(2, "zeros", True)
     index = torch.arange(16)
-    pixels = Pixels.of(photos)
-    whole = augmentation(pixels, index, 0, 1)
+    whole = augmented(augmentation, photos, index, 0, 1)
     for part in (torch.tensor([5]), torch.tensor([9, 2, 15])):
-        assert torch.equal(augmentation(pixels, index[part], 0, 1), whole[part])
-    assert not torch.equal(augmentation(pixels, index, 0, 2), whole)
-    assert not torch.equal(augmentation(pixels, index, 1, 1), whole)
+        assert torch.equal(augmented(augmentation, photos, part, 0, 1), whole[part])
+    assert torch.equal(augmented(augmentation, photos[:7], index[:7], 0, 1), whole[:7])
+    assert not torch.equal(augmented(augmentation, photos, index, 0, 2), whole)
+    assert not torch.equal(augmented(augmentation, photos, index, 1, 1), whole)
 
 
 def test_every_offset_is_drawn(photos):
@@ -52,8 +54,7 @@ def test_every_offset_is_drawn(photos):
 
 
 def test_without_padding_or_flip_nothing_changes(photos):
-    pixels = Pixels.of(photos)
-    assert torch.equal(unpacked(pixels, Augmentation()(pixels, torch.arange(16), 0, 0)), photos)
+    assert torch.equal(augmented(Augmentation(), photos, torch.arange(16)), photos)
 
 
 def test_normalisation_equals_torchvision(photos):
@@ -65,13 +66,11 @@ def test_normalisation_equals_torchvision(photos):
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_up_to_four_channels(channels):
     images = torch.randint(0, 256, (5, channels, 6, 6), dtype=torch.uint8)
-    pixels = Pixels.of(images)
-    assert torch.equal(unpacked(pixels, Augmentation()(pixels, torch.arange(5), 0, 0)), images)
+    assert torch.equal(augmented(Augmentation(), images, torch.arange(5)), images)
     scale = Normalisation((0.5, 0.1, 0.2, 0.9)[:channels], (0.2, 0.3, 0.4, 0.5)[:channels])
-    words = pixels.words[:, :-1].unflatten(1, (6, 6))
-    torch.testing.assert_close(scale.of_words(words), scale(images))
+    torch.testing.assert_close(scale.of_words(Augmentation().padded(images)), scale(images))
     with pytest.raises(sb.UserError, match="5 channels"):
-        Pixels.of(torch.zeros(1, 5, 2, 2, dtype=torch.uint8))
+        Augmentation().padded(torch.zeros(1, 5, 2, 2, dtype=torch.uint8))
 
 
 def test_normalised_images_are_channels_last_in_memory(photos):
@@ -82,4 +81,4 @@ def test_normalised_images_are_channels_last_in_memory(photos):
 
 def test_reflection_beyond_the_image_is_refused(photos):
     with pytest.raises(sb.UserError, match="reflect padding of 8 needs images larger"):
-        Augmentation(8, "reflect")(Pixels.of(photos), torch.arange(16), 0, 0)
+        Augmentation(8, "reflect").padded(photos)

@@ -227,9 +227,17 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(digits_config, folder, monke
     assert [each.name for each in folder.last.parent.iterdir() if each.name.endswith(".tmp")] == []
 
 
+def test_deterministic_kernels_train_and_give_the_same_bits(digits_config, folder):
+    config = changed(digits_config, runtime={"deterministic": True}, optim={"epochs": 1})
+    plain = RunFolder(folder.root.parent / "plain")
+    assert timeless(train(config, folder)) == timeless(train(changed(digits_config, optim={"epochs": 1}), plain))
+    assert_same(weights(folder), weights(plain))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_compiled_training_runs(digits_config, folder):
     torch._dynamo.reset()
-    config = changed(digits_config, runtime={"compile": True}, optim={"epochs": 1})
+    config = changed(digits_config, runtime={"compile": "yes"}, optim={"epochs": 1})
     compiled = train(config, folder)
     plain = train(changed(digits_config, optim={"epochs": 1}), RunFolder(folder.root.parent / "plain"))
     assert compiled[0]["train/loss"] == pytest.approx(plain[0]["train/loss"], rel=1e-2)

@@ -1,6 +1,6 @@
 """Augmentation in batches, on whatever device the images are: pad and crop, flip, normalise.
 
-In: uint8 images, a word a pixel, and a batch's indices. Out: float32 images, augmented as (seed, epoch, index) say.
+In: padded uint8 images, a word a pixel, and a batch's indices. Out: float32 images, as (seed, epoch, index) say.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from sidebranch.errors import UserError
 from sidebranch.seeding import uniform
@@ -35,7 +36,7 @@ class Normalisation:
         return normalised.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
 
     def of_words(self, words: Int32[Tensor, "n h w"]) -> Float[Tensor, "n c h w"]:
-        """The same of images a word a pixel (see `Pixels`)."""
+        """The same of images a word a pixel (see `Augmentation.padded`)."""
         count, height, width = words.shape
         normalised = torch.empty(count, len(self.mean), height, width, device=words.device)
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
@@ -51,26 +52,13 @@ def _per_row(values: tuple[float, ...], width: int, device: torch.device) -> Ten
     return torch.tensor(values, device=device).mul(255).repeat(width)
 
 
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """Images of up to four channels, a 32-bit word a pixel, so that a crop moves one number a pixel.
+@dataclass(frozen=True)
+class Draws:
+    """Every image's crop and flip in one epoch: the upper left corner in the padded image, whether it is mirrored."""
 
-    Attributes:
-        words: [N, H W + 1]; the last is a black pixel.
-        shape: C, H, W.
-    """
-
-    words: Int32[Tensor, "n p"]
-    shape: tuple[int, int, int]
-
-    @classmethod
-    def of(cls, images: UInt8[Tensor, "n c h w"]) -> Pixels:
-        count, channels, height, width = images.shape
-        if channels > 4:
-            raise UserError(f"images have {channels} channels; augmentation on the device takes up to 4")
-        padded = torch.zeros(count, height * width + 1, 4, dtype=torch.uint8, device=images.device)
-        padded[:, :-1, :channels] = images.permute(0, 2, 3, 1).flatten(1, 2)
-        return cls(padded.view(torch.int32).squeeze(2), (channels, height, width))
+    top: Int[Tensor, " N"]
+    left: Int[Tensor, " N"]
+    mirrored: Bool[Tensor, " N"]
 
 
 @dataclass(frozen=True)
@@ -87,35 +75,42 @@ class Augmentation:
     padding_mode: PaddingMode = "zeros"
     flip: bool = False
 
-    def __call__(self, images: Pixels, index: Int[Tensor, " n"], seed: int, epoch: int) -> Int32[Tensor, "n h w"]:
-        """The images of these indices as they look in this epoch, a word a pixel."""
-        _, height, width = images.shape
-        device = images.words.device
+    def padded(self, images: UInt8[Tensor, "N c h w"]) -> Int32[Tensor, "N hp wp"]:
+        """Images of up to four channels, padded, a 32-bit word a pixel: made once, so that a crop is a window."""
+        count, channels, height, width = images.shape
+        if channels > 4:
+            raise UserError(f"images have {channels} channels; augmentation on the device takes up to 4")
         if self.padding_mode == "reflect" and self.padding >= min(height, width):
             size = f"{height}x{width}"
             raise UserError(f"reflect padding of {self.padding} needs images larger than that; these are {size}")
-        rows = self._draw(index, "top", seed, epoch)[:, None] + torch.arange(height, device=device)
-        columns = self._draw(index, "left", seed, epoch)[:, None] + torch.arange(width, device=device)
-        if self.flip:
-            mirrored = uniform(index, "flip", seed, epoch) < 0.5
-            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        black = height * width
-        down = _places(height, width, self.padding, self.padding_mode, black, device)[rows]
-        across = _places(width, 1, self.padding, self.padding_mode, black, device)[columns]
-        place = (down[:, :, None] + across[:, None, :]).clamp_(max=black)
-        place += (index * (black + 1))[:, None, None]
-        return torch.take(images.words, place)
+        pixels = torch.zeros(count, height, width, 4, dtype=torch.uint8, device=images.device)
+        pixels[..., :channels] = images.permute(0, 2, 3, 1)
+        words = pixels.view(torch.int32).squeeze(3)
+        if self.padding_mode == "zeros":
+            return functional.pad(words, [self.padding] * 4)
+        rows, columns = (self._reflected(size).to(images.device) for size in (height, width))
+        return words[:, rows][:, :, columns]
 
-    def _draw(self, index: Tensor, what: str, seed: int, epoch: int) -> Tensor:
-        """Offsets in 0 ... 2 * padding, one an index."""
-        return (uniform(index, what, seed, epoch) * (2 * self.padding + 1)).long()
+    def _reflected(self, size: int) -> Tensor:
+        """Where each row or column of the padded image comes from."""
+        place = torch.arange(-self.padding, size + self.padding)
+        return (size - 1) - ((size - 1) - place.abs()).abs()
 
+    def draws(self, count: int, seed: int, epoch: int, device: torch.device) -> Draws:
+        """For images 0 ... count - 1; an image's are the same however many there are."""
+        index = torch.arange(count, device=device)
+        top, left = ((uniform(index, side, seed, epoch) * (2 * self.padding + 1)).long() for side in ("top", "left"))
+        return Draws(top, left, uniform(index, "flip", seed, epoch) < 0.5)
 
-@lru_cache(maxsize=64)
-def _places(size: int, step: int, padding: int, mode: PaddingMode, black: int, device: torch.device) -> Tensor:
-    """Where each row or column of the padded image lies among the words; `black` for one outside the image."""
-    place = torch.arange(-padding, size + padding)
-    if mode == "reflect":
-        place = (size - 1) - ((size - 1) - place.abs()).abs()
-        return (place * step).to(device)
-    return torch.where((place < 0) | (place >= size), black, place * step).to(device)
+    def __call__(
+        self, padded: Int32[Tensor, "N hp wp"], index: Int[Tensor, " n"], draws: Draws
+    ) -> Int32[Tensor, "n h w"]:
+        """The images of these indices as an epoch's draws have them, a word a pixel."""
+        count, height, width = padded.shape
+        corners = 2 * self.padding + 1
+        windows = padded.as_strided(
+            (count, corners, corners, height - 2 * self.padding, width - 2 * self.padding),
+            (height * width, width, 1, width, 1),
+        )
+        crops = windows[index, draws.top[index], draws.left[index]]
+        return torch.where(draws.mirrored[index][:, None, None], crops.flip(2), crops) if self.flip else crops

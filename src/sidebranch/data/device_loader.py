@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sidebranch.data.arrays import ArraySplit
-from sidebranch.data.augment import Augmentation, Pixels
+from sidebranch.data.augment import Augmentation
 from sidebranch.data.order import Shard, batches_of, steps_of
 
 
@@ -33,7 +33,7 @@ class DeviceLoader:
         shard: Shard = Shard(),
     ) -> None:
         images = split.images.to(device)
-        self.images = images if augmentation is None else Pixels.of(images)
+        self.images = images if augmentation is None else augmentation.padded(images)
         self.labels = split.labels.to(device)
         self.normalisation = split.normalisation
         self.batch_size = batch_size
@@ -60,11 +60,12 @@ class DeviceLoader:
             drop_last=self.drop_last,
             shard=self.shard,
         )
+        device = self.labels.device
+        draws = self.augmentation and self.augmentation.draws(len(self.labels), self.seed, epoch, device)
         for on_host in indices[start:]:
-            index = on_host.to(self.labels.device, non_blocking=True)
-            if isinstance(self.images, Pixels):
-                assert self.augmentation is not None
-                words = self.augmentation(self.images, index, self.seed, epoch)
+            index = on_host.to(device, non_blocking=True)
+            if self.augmentation is not None and draws is not None:
+                words = self.augmentation(self.images, index, draws)
                 yield self.normalisation.of_words(words), self.labels[index]
             else:
                 yield self.normalisation(self.images[index]), self.labels[index]

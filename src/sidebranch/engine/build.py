@@ -121,14 +121,13 @@ def build_roots(config: SamplingConfig) -> MovingRoots:
     return MovingRoots(config.roots, config.per)
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[Tensor]) -> Optimizer:
-    """The learning rate is set at every step by `schedule.learning_rate`."""
+def build_optimizer(config: OptimConfig, parameters: Iterable[Tensor], fused: bool = False) -> Optimizer:
+    """The learning rate is set at every step by `schedule.learning_rate`; `fused` updates all weights by one kernel."""
+    common = {"weight_decay": config.weight_decay, "fused": fused or None}
     if config.name == "sgd":
-        return SGD(
-            parameters, config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
-        )
+        return SGD(parameters, config.lr, momentum=config.momentum, nesterov=config.nesterov, **common)
     kind = Adam if config.name == "adam" else AdamW
-    return kind(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay, amsgrad=config.amsgrad)
+    return kind(parameters, config.lr, betas=config.betas, amsgrad=config.amsgrad, **common)
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,22 +14,88 @@ from lightning.fabric import Fabric
 from sidebranch.engine.config import RuntimeConfig
 from sidebranch.errors import UserError, reason
 
+WORTH_COMPILING = 2000  # steps
+GRAPHS = 64  # of one network: whichever branches live, training or not, whole batches and an epoch's last
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the config's `auto`s come to on a device."""
+    """What the config's `auto`s come to on a device.
+
+    Attributes:
+        precision: Fabric's word.
+        channels_last: the layout of images and weights.
+        compile: `no`, `yes` or `cuda_graphs`.
+        because: why it is compiled or not.
+    """
 
     precision: str
     channels_last: bool
+    compile: str
+    because: str
+
+    def __str__(self) -> str:
+        layout = "channels-last" if self.channels_last else "channels-first"
+        compiled = {"no": "not compiled", "yes": "compiled", "cuda_graphs": "compiled, CUDA graphs"}[self.compile]
+        return f"{self.precision}, {layout}\n{compiled}: {self.because}"
 
 
-def hardware(config: RuntimeConfig, device: torch.device) -> Hardware:
-    """Takes bf16 where the device computes in it and channels-last where convolutions gain from it."""
+def hardware(config: RuntimeConfig, device: torch.device, steps: int = 0) -> Hardware:
+    """Takes bf16 where the device computes in it, channels-last where convolutions gain from it, and the compiler where
+    it gains more time than it takes.
+
+    Args:
+        config: what is asked for.
+        device: to train on.
+        steps: of the whole run.
+    """
     precision: str = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if _computes_bf16(device) else "32-true"
     channels_last = device.type in ("cpu", "cuda") if config.channels_last == "auto" else config.channels_last == "yes"
-    return Hardware(precision, channels_last)
+    return Hardware(precision, channels_last, *_compiler(config, device, steps))
+
+
+def _compiler(config: RuntimeConfig, device: torch.device, steps: int) -> tuple[str, str]:
+    """Whether to compile, and why."""
+    if config.compile != "auto":
+        if config.compile == "cuda_graphs" and device.type != "cuda":
+            raise UserError(f"runtime.compile cuda_graphs needs a CUDA device, this is {device.type}; take yes or auto")
+        return config.compile, "as asked"
+    if device.type == "cpu":
+        return "no", "a CPU gains a few percent"
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return "no", "no Triton for this device"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "no", "the device is too old for Triton"
+    if config.checkpoint_activations:
+        return "no", "activations are checkpointed"
+    if steps < WORTH_COMPILING:
+        return "no", f"{steps:,} steps do not earn it back"
+    return "yes", f"{steps:,} steps earn it back"
+
+
+def compile_network(network: torch.nn.Module, how: str) -> None:
+    """In place; nothing is compiled before the first run."""
+    if how == "no":
+        return
+    torch._dynamo.config.recompile_limit = GRAPHS
+    network.compile(mode="reduce-overhead" if how == "cuda_graphs" else None)
+
+
+@contextmanager
+def kernels(deterministic: bool) -> Iterator[None]:
+    """Sets how torch picks its kernels, as long as it lasts: the fastest, or only such as give the same bits."""
+    enabled, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+    torch.use_deterministic_algorithms(deterministic or enabled)
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def _computes_bf16(device: torch.device) -> bool:

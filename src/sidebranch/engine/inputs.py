@@ -92,7 +92,7 @@ class Inputs:
             device=device,
             training=training,
             seed=self.seed,
-            workers=min(config.workers, _cores()),
+            workers=min(config.workers, cores()),
             drop_last=drop_last,
             on_corrupt=config.on_corrupt,
             shard=shard,
@@ -124,7 +124,7 @@ def read_inputs(config: DataConfig, seed: int) -> Inputs:
     return Inputs(config, seed, train.relabelled(labels), val, shape)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

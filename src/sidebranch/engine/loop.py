@@ -25,7 +25,7 @@ from sidebranch.engine import build, checkpoint, recipe
 from sidebranch.engine.check import check
 from sidebranch.engine.config import Config, as_dict, differences
 from sidebranch.engine.evaluate import columns_of, evaluate
-from sidebranch.engine.hardware import hardware, launch
+from sidebranch.engine.hardware import compile_network, hardware, kernels, launch
 from sidebranch.engine.inputs import read_inputs
 from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.meter import Finiteness, Meter
@@ -58,7 +58,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
     run = _Run(config, folder, fabric, reporter)
     if state is not None:
         run.restore(state)
-    with collected() as signals, closing(run):
+    with collected() as signals, kernels(config.runtime.deterministic), closing(run):
         return run.train(signals, resume)
 
 
@@ -107,7 +107,7 @@ class _Run:
         self.epoch = 0
         self.step = 0  # within the epoch
         self._draw()  # names a branch that is not there, if one is asked for
-        self.choices = hardware(config.runtime, self.device)
+        self.choices = hardware(config.runtime, self.device, config.optim.epochs * len(self.train_loader))
         if self.choices.channels_last:
             self.inner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.inner.to(self.device)
@@ -116,9 +116,9 @@ class _Run:
         self.ema = ModelEmaV3(self.inner, decay=decay, use_warmup=True) if decay else None
         if config.runtime.checkpoint_activations:
             checkpoint_stages(self.inner)
-        if config.runtime.compile:
-            self.inner.compile()
-        optimizer = build.build_optimizer(config.optim, self.inner.parameters())
+        for each in [self.inner] if self.ema is None else [self.inner, self.ema.module]:
+            compile_network(each, self.choices.compile)
+        optimizer = build.build_optimizer(config.optim, self.inner.parameters(), fused=self._may_fuse())
         self.network, self.optimizer = fabric.setup(self.inner, optimizer, _reapply_compile=False)
         self.seconds = 0.0
         self.rows: list[Row] = []
@@ -127,6 +127,11 @@ class _Run:
         self.finiteness = Finiteness(self.names, self.device)
         self.writer: SummaryWriter | None = None
         self.corrupt = 0  # files left out
+
+    def _may_fuse(self) -> bool:
+        """Whether one kernel may update all weights: where kernels are launched, and no scaler unscales to clip."""
+        scales_and_clips = self.choices.precision == "16-mixed" and self.config.optim.clip > 0
+        return self.device.type == "cuda" and not scales_and_clips
 
     @property
     def done(self) -> int:
@@ -376,11 +381,10 @@ class _Run:
     def _summary(self) -> str:
         shipped, training = self._parameters().values()
         branches = training - shipped
-        layout = "channels-last" if self.choices.channels_last else "channels-first"
         return (
             f"{self.config.model.name}: {shipped:,} parameters to ship"
             + (f", {branches:,} in side branches {', '.join(self.names[1:])}" if branches else ", no side branches")
             + f"\n{self.config.method} on {self.config.data.name}, {self.device.type}, "
-            + f"{self.choices.precision}, {layout}"
+            + f"{self.choices}"
             + f"\nrun folder: {self.folder.root}"
         )

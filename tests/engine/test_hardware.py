@@ -1,0 +1,69 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+import sidebranch as sb
+from sidebranch.engine import hardware as module
+from sidebranch.engine.config import RuntimeConfig
+from sidebranch.engine.hardware import WORTH_COMPILING, compile_network, hardware, kernels
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GIVEN = RuntimeConfig(precision="32-true", channels_last="yes")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A modern device with Triton, as far as one can ask."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
+
+
+def test_a_cpu_is_not_compiled_for_by_itself():
+    assert hardware(GIVEN, CPU, 10**6).compile == "no"
+    assert hardware(replace(GIVEN, compile="yes"), CPU).compile == "yes"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_is_compiled_for_where_the_run_is_long():
+    assert hardware(GIVEN, CUDA, WORTH_COMPILING).compile == "yes"
+    short = hardware(GIVEN, CUDA, WORTH_COMPILING - 1)
+    assert short.compile == "no"
+    assert str(short) == "32-true, channels-last\nnot compiled: 1,999 steps do not earn it back"
+    assert hardware(replace(GIVEN, checkpoint_activations=True), CUDA, WORTH_COMPILING).compile == "no"
+    assert hardware(replace(GIVEN, compile="no"), CUDA, WORTH_COMPILING).compile == "no"
+    assert hardware(replace(GIVEN, compile="cuda_graphs"), CUDA).compile == "cuda_graphs"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_without_the_means_is_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert hardware(GIVEN, CUDA, WORTH_COMPILING).because == "the device is too old for Triton"
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    assert hardware(GIVEN, CUDA, WORTH_COMPILING).because == "no Triton for this device"
+
+
+def test_cuda_graphs_need_cuda():
+    with pytest.raises(sb.UserError, match="cuda_graphs needs a CUDA device, this is cpu"):
+        hardware(replace(GIVEN, compile="cuda_graphs"), CPU)
+
+
+def test_how_it_is_compiled():
+    modes = []
+
+    class Network(torch.nn.Module):
+        def compile(self, mode=None):
+            modes.append(mode)
+
+    for how in ("no", "yes", "cuda_graphs"):
+        compile_network(Network(), how)
+    assert modes == [None, "reduce-overhead"]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_are_picked_for_as_long_as_it_lasts(deterministic):
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    with kernels(deterministic):
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.backends.cudnn.benchmark != deterministic
+    assert before == (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
