@@ -107,8 +107,8 @@ def examine(name: str, compiled: bool = True) -> dict[str, Any]:
     row |= {"forks": [b1.branch.at, b2.branch.at], "width": b1.width, "blocks": list(b2.blocks)}
     row["notes"] = [note for each in grown for note in each.notes]
     net = sb.BranchedModel(backbone, [each.branch for each in grown])
+    twin = create(name).to("meta")  # some cannot be made there
     with torch.device("meta"):  # the cost is that at the model's own image size
-        twin = create(name)
         shown = anatomy(sb.BranchedModel(twin, [each.branch for each in sb.grow(twin)]))
     row |= {"places": len(shown.places), "cost": round(shown.times_baseline, 2)}
     images = torch.randn(4, 3, size, size)

@@ -1,4 +1,6 @@
 import pickle
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from PIL import Image
 
 import sidebranch as sb
 from sidebranch import data
+from sidebranch.data.crop import Crop, cut
 
 CPU = torch.device("cpu")
 
@@ -18,10 +21,21 @@ def split():
     )
 
 
-def folder_loader(root, training=True, **options):
+LOADERS = {
+    "draft": data.FolderLoader,
+    "torchvision": partial(data.FolderLoader, exact=True),
+    "dali": data.DaliLoader,
+}
+
+
+@pytest.fixture(params=list(LOADERS))
+def backend(request):
+    return request.param
+
+
+def folder_loader(root, training=True, backend="draft", transform=data.FolderTransform(size=16, resize=20), **options):
     train, val = data.folder(root)
-    transform = data.FolderTransform(size=16, resize=20)
-    return data.FolderLoader(train if training else val, transform, 5, device=CPU, training=training, **options)
+    return LOADERS[backend](train if training else val, transform, 5, device=CPU, training=training, **options)
 
 
 def test_digits_come_whole_and_always_split_alike():
@@ -68,10 +82,55 @@ def test_starting_at_a_step_gives_the_same_rest_of_the_epoch(kind, split, photos
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_folder_batches_do_not_depend_on_the_workers(photos):
-    for one, other in zip(folder_loader(photos).batches(1), folder_loader(photos, workers=2).batches(1), strict=True):
+def test_folder_batches_do_not_depend_on_the_workers(photos, backend):
+    loaders = [folder_loader(photos, backend=backend, workers=workers) for workers in (0, 2)]
+    for one, other in zip(*(loader.batches(1) for loader in loaders), strict=True):
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
+
+
+def wavy(width, height):
+    """A photo without the finest detail, of which no two decoders make the same."""
+    y, x = torch.meshgrid(torch.linspace(0, 9, height), torch.linspace(0, 12, width), indexing="ij")
+    waves = torch.stack([x.sin() * y.cos(), (x + y).sin(), (x * y / 9).cos()], 2)
+    return Image.fromarray((waves * 100 + 128).to(torch.uint8).numpy())
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("other", ["draft", "dali"])
+def test_every_backend_makes_the_same_squares(photos, other, training, scale):
+    for place, size in (("ant/0", (640, 400)), ("bee/1", (90, 300)), ("cat/0", (33, 41)), ("cat/1", (800, 801))):
+        for split in ("train", "val"):
+            wavy(*size).save(photos / split / f"{place}.jpg", quality=95)
+    transform = data.FolderTransform(size=32, resize=40, scale=scale)
+    plain = data.Normalisation((0.0,) * 3, (1.0,) * 3)
+    loaders = [
+        folder_loader(photos, training, backend, transform, normalisation=plain) for backend in ("torchvision", other)
+    ]
+    for (exact, labels), (images, again) in zip(*(loader.batches(1) for loader in loaders), strict=True):
+        assert torch.equal(labels, again)
+        assert (exact - images).abs().mean((1, 2, 3)).max() < 0.02
+
+
+def test_a_large_jpeg_is_decoded_small(tmp_path):
+    wavy(640, 400).save(tmp_path / "large.jpg")
+    with Image.open(tmp_path / "large.jpg") as file:
+        cut(file, Crop(0, 0, 400, 400), 100)
+        assert file.size == (160, 100)
+
+
+def test_leaving_an_epoch_in_the_middle_leaves_nothing_behind(photos, backend):
+    loader = folder_loader(photos, backend=backend)
+    next(iter(loader.batches(1)))
+    for one, other in zip(loader.batches(2), folder_loader(photos, backend=backend).batches(2), strict=True):
+        assert torch.equal(one[0], other[0])
+
+
+def test_dali_that_is_not_there(photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(sb.UserError, match=r"needs NVIDIA DALI .Linux.: pip install 'sidebranch\[dali\]'"):
+        folder_loader(photos, backend="dali")
 
 
 def test_folder_reads_what_is_there(photos):
@@ -85,20 +144,20 @@ def test_folder_reads_what_is_there(photos):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "CMYK", "1"])
-def test_any_kind_of_image_becomes_rgb(photos, mode):
+def test_any_kind_of_image_becomes_rgb(photos, mode, backend):
     extension = "jpg" if mode == "CMYK" else "png"
     Image.new(mode, (30, 24)).save(photos / "val" / "ant" / f"0.{extension}")
-    images, _ = next(iter(folder_loader(photos, training=False).batches()))
-    assert images.shape[1] == 3
+    images, _ = next(iter(folder_loader(photos, training=False, backend=backend).batches()))
+    assert images.shape == (5, 3, 16, 16)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n broken"], ids=["empty", "text", "truncated"])
-def test_a_file_that_is_no_image_stops_or_is_skipped_and_counted(photos, content):
+def test_a_file_that_is_no_image_stops_or_is_skipped_and_counted(photos, content, backend):
     bad = photos / "train" / "bee" / "2.png"
     bad.write_bytes(content)
     with pytest.raises(sb.UserError, match=r"cannot read the image '.*bee/2\.png'.*on_corrupt skip"):
-        list(folder_loader(photos).batches())
-    loader = folder_loader(photos, on_corrupt="skip")
+        list(folder_loader(photos, backend=backend).batches())
+    loader = folder_loader(photos, backend=backend, on_corrupt="skip")
     assert sum(len(labels) for _, labels in loader.batches()) == 11
     assert loader.corrupt == {str(bad)}
 

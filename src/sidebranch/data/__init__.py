@@ -3,14 +3,17 @@
 from sidebranch.data.arrays import ArraySplit, cifar10, cifar100, digits
 from sidebranch.data.augment import Augmentation, Normalisation
 from sidebranch.data.corruption import corrupt_labels
+from sidebranch.data.crop import FolderTransform
+from sidebranch.data.dali import DaliLoader
 from sidebranch.data.device_loader import DeviceLoader
-from sidebranch.data.folder import IMAGENET, FolderLoader, FolderSplit, FolderTransform, folder
+from sidebranch.data.folder import IMAGENET, FolderLoader, FolderSplit, folder
 from sidebranch.data.order import Shard
 
 __all__ = [
     "IMAGENET",
     "ArraySplit",
     "Augmentation",
+    "DaliLoader",
     "DeviceLoader",
     "FolderLoader",
     "FolderSplit",

@@ -1,7 +1,7 @@
 """A folder of images, one folder a class: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg.
 
-Decoding and geometry happen in worker processes with torchvision's transforms, seeded by (seed, epoch, index); images
-travel as uint8 and are normalised on the device.
+Decoding and geometry happen in worker processes, seeded by (seed, epoch, index); images travel as uint8 and are
+normalised on the device.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from sidebranch.data.augment import Normalisation
+from sidebranch.data.crop import UNREADABLE, FolderTransform, crop_of, cut, drawing, rgb
 from sidebranch.data.order import Shard, batches_of, steps_of
 from sidebranch.errors import UserError, reason
-from sidebranch.seeding import generator, seed_of
+from sidebranch.seeding import generator
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -46,33 +45,6 @@ class FolderSplit:
     def relabelled(self, labels: Tensor) -> FolderSplit:
         """The same files under other labels, [n]."""
         return replace(self, labels=labels)
-
-
-@dataclass(frozen=True)
-class FolderTransform:
-    """How an image file becomes a tensor.
-
-    Args:
-        size: side of the square that the network sees.
-        resize: shorter side before cropping.
-        scale: whether training crops vary in scale and aspect ratio (random resized crop) or in place only.
-        flip: whether half of the training images are mirrored.
-    """
-
-    size: int = 224
-    resize: int = 256
-    scale: bool = True
-    flip: bool = True
-
-    def build(self, training: bool) -> v2.Compose:
-        """PIL image to uint8 [3, size, size]."""
-        if training:
-            fixed_scale = [v2.Resize(self.resize), v2.RandomCrop(self.size)]
-            steps = [v2.RandomResizedCrop(self.size)] if self.scale else fixed_scale
-            steps += [v2.RandomHorizontalFlip()] if self.flip else []
-        else:
-            steps = [v2.Resize(self.resize), v2.CenterCrop(self.size)]
-        return v2.Compose([*steps, v2.PILToTensor()])
 
 
 def folder(root: str | Path) -> tuple[FolderSplit, FolderSplit]:
@@ -105,30 +77,25 @@ def _scan(root: Path, name: str) -> FolderSplit:
 class _Images(Dataset[tuple[Tensor, int] | str]):
     """Item (epoch, index): the image as it looks in this epoch and its label, or the path of a file that is none."""
 
-    def __init__(self, split: FolderSplit, transform: v2.Compose, seed: int) -> None:
-        self.split = split
-        self.transform = transform
-        self.seed = seed
+    def __init__(self, split: FolderSplit, transform: FolderTransform, training: bool, seed: int, exact: bool) -> None:
+        self.split, self.transform, self.training, self.seed = split, transform, training, seed
+        self.exactly = transform.build(training) if exact else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
         epoch, index = key
         path = self.split.paths[index]
         try:
             with Image.open(path) as file:
-                image = _rgb(file)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                if self.exactly is None:
+                    crop = crop_of(self.transform, file, self.training, self.seed, epoch, index)
+                    image = cut(file, crop, self.transform.size)
+                else:
+                    whole = rgb(file)
+                    with drawing(self.seed, epoch, index):
+                        image = self.exactly(whole)
+        except UNREADABLE:
             return path
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("augment", self.seed, epoch, index))
-            return self.transform(image), int(self.split.labels[index])
-
-
-def _rgb(file: Image.Image) -> Image.Image:
-    """Three channels of 8 bits; Pillow alone would cut 16-bit greys off at 255."""
-    if file.mode.startswith("I;16"):
-        deep = torch.from_numpy(np.asarray(file).astype(np.int32))
-        file = Image.fromarray((deep >> 8).to(torch.uint8).numpy())
-    return file.convert("RGB")
+        return image, int(self.split.labels[index])
 
 
 class _Batches:
@@ -174,6 +141,7 @@ class FolderLoader:
         batch_size: over all ranks together.
         training: shuffle and augment.
         workers: processes that decode; 0 decodes in this one.
+        exact: torchvision's transforms on whole images, as in the papers; else JPEGs are decoded no larger than needed.
         on_corrupt: "error" stops at a file that is no image; "skip" leaves it out and counts it in `corrupt`.
     """
 
@@ -188,6 +156,7 @@ class FolderLoader:
         seed: int = 0,
         workers: int = 0,
         drop_last: bool = False,
+        exact: bool = False,
         on_corrupt: Literal["error", "skip"] = "error",
         normalisation: Normalisation = IMAGENET,
         shard: Shard = Shard(),
@@ -198,7 +167,7 @@ class FolderLoader:
         self.corrupt: set[str] = set()
         self._batches = _Batches(len(split.paths), batch_size, seed, training, drop_last, shard)
         self._loader = DataLoader(
-            _Images(split, transform.build(training), seed),
+            _Images(split, transform, training, seed, exact),
             batch_sampler=self._batches,  # pyright: ignore[reportArgumentType] (its items are our keys, not ints)
             num_workers=workers,
             collate_fn=_collate,

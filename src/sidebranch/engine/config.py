@@ -120,6 +120,8 @@ class DataConfig:
         image_size: folder: side of the square that the network sees.
         resize: folder: shorter side before cropping.
         scale: folder: training crops vary in scale and aspect ratio.
+        backend: folder: `draft`, Pillow, which decodes a JPEG no larger than its crop needs; `torchvision`, its
+            transforms on whole images, as in the papers; `dali`, NVIDIA DALI, on a CUDA device where there is one.
         workers: folder: processes that decode images, at most one a core.
         on_corrupt: folder: `error` stops at a file that is no image; `skip` leaves it out and counts it.
     """
@@ -137,6 +139,7 @@ class DataConfig:
     image_size: int = 224
     resize: int = 256
     scale: bool = True
+    backend: Literal["draft", "torchvision", "dali"] = "draft"
     workers: int = 4
     on_corrupt: Literal["error", "skip"] = "error"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -85,7 +86,12 @@ class Inputs:
                 drop_last=drop_last,
                 shard=shard,
             )
-        return sources.FolderLoader(
+        decoders = {
+            "draft": sources.FolderLoader,
+            "torchvision": partial(sources.FolderLoader, exact=True),
+            "dali": sources.DaliLoader,
+        }
+        return decoders[config.backend](
             split,
             sources.FolderTransform(config.image_size, config.resize, config.scale, config.flip),
             config.batch_size,

@@ -139,14 +139,20 @@ def _program() -> str:
 
 def _git_revision() -> str | None:
     """Of the checkout that this package was installed from, "+changes" if it was edited since; None outside one."""
-    here = Path(__file__).parent
+    package = str(Path(__file__).parent.parent)
+    if _git(package, "ls-files", "--error-unmatch", __file__) is None:
+        return None
+    revision = _git(package, "rev-parse", "--short=12", "HEAD")
+    return f"{revision}+changes" if _git(package, "status", "--porcelain", ".") else revision
+
+
+def _git(folder: str, *arguments: str) -> str | None:
+    """What git says; None where it, or it here, fails."""
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        command = ["git", "-C", folder, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    inside = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
-    return found.stdout.strip() if inside.returncode == 0 else None
 
 
 def _processor() -> str:

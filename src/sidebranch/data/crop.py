@@ -1,0 +1,119 @@
+"""Which part of an image the network sees, and that part as a square.
+
+In: an image's size; a generator's state. Out: a `Crop`, from which any decoder makes the square: Pillow here, after
+decoding a JPEG at no larger a size than the crop needs; NVIDIA DALI in `dali.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from sidebranch.seeding import seed_of
+
+# What Pillow raises on a file that is no image, or none that may be opened.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A box in an image, in its pixels from the upper left corner, and whether it is mirrored afterwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class FolderTransform:
+    """How an image file becomes a tensor.
+
+    Args:
+        size: side of the square that the network sees.
+        resize: shorter side before cropping, at least `size`.
+        scale: whether training crops vary in scale and aspect ratio (random resized crop) or in place only.
+        flip: whether half of the training images are mirrored.
+    """
+
+    size: int = 224
+    resize: int = 256
+    scale: bool = True
+    flip: bool = True
+
+    def build(self, training: bool) -> v2.Compose:
+        """PIL image to uint8 [3, size, size], as torchvision does it."""
+        if training:
+            fixed_scale = [v2.Resize(self.resize), v2.RandomCrop(self.size)]
+            steps = [v2.RandomResizedCrop(self.size)] if self.scale else fixed_scale
+            steps += [v2.RandomHorizontalFlip()] if self.flip else []
+        else:
+            steps = [v2.Resize(self.resize), v2.CenterCrop(self.size)]
+        return v2.Compose([*steps, v2.PILToTensor()])
+
+    def crop(self, width: int, height: int, training: bool) -> Crop:
+        """What `build` would cut out of an image of this size, by the same draws of torch's generator."""
+        shorter = min(width, height)
+        resized_height, resized_width = self.resize * height // shorter, self.resize * width // shorter
+        if training and self.scale:
+            left, top, cut_width, cut_height = _drawn(v2.RandomResizedCrop(self.size), height, width)
+            box = float(left), float(top), float(left + cut_width), float(top + cut_height)
+        else:
+            if training:
+                left, top, *_ = _drawn(v2.RandomCrop(self.size), resized_height, resized_width)
+            else:
+                left, top = round((resized_width - self.size) / 2), round((resized_height - self.size) / 2)
+            across, down = width / resized_width, height / resized_height
+            box = left * across, top * down, (left + self.size) * across, (top + self.size) * down
+        return Crop(*box, mirrored=training and self.flip and bool(torch.rand(1) < 0.5))
+
+
+def _drawn(transform: v2.RandomResizedCrop | v2.RandomCrop, height: int, width: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height that a torchvision transform draws for an image of a size."""
+    drawn = transform.make_params([torch.empty(3, height, width, device="meta")])
+    return drawn["left"], drawn["top"], drawn["width"], drawn["height"]
+
+
+@contextmanager
+def drawing(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """Torch's generator as it stands for one image in one epoch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("augment", seed, epoch, index))
+        yield
+
+
+def crop_of(transform: FolderTransform, file: Image.Image, training: bool, seed: int, epoch: int, index: int) -> Crop:
+    """The crop of one image in one epoch, of whose file only the header is read."""
+    with drawing(seed, epoch, index):
+        return transform.crop(*file.size, training)
+
+
+def cut(file: Image.Image, crop: Crop, size: int) -> Tensor:
+    """The crop as uint8 [3, size, size]; a JPEG is decoded at a half, a quarter or an eighth where that suffices."""
+    width, height = file.size
+    box = crop.left, crop.top, crop.right, crop.bottom
+    wanted = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))
+    file.draft(None, wanted)  # pyright: ignore[reportArgumentType] (no mode: the file's own)
+    across, down = file.size[0] / width, file.size[1] / height
+    box = box[0] * across, box[1] * down, min(box[2] * across, file.size[0]), min(box[3] * down, file.size[1])
+    square = rgb(file).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    if crop.mirrored:
+        square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def rgb(file: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; Pillow alone would cut 16-bit greys off at 255."""
+    if file.mode.startswith("I;16"):
+        deep = torch.from_numpy(np.asarray(file).astype(np.int32))
+        file = Image.fromarray((deep >> 8).to(torch.uint8).numpy())
+    return file.convert("RGB")
