@@ -1,6 +1,6 @@
 """Ours against the slow reference, in one run on the machine at hand: `make bench`.
 
-    python benchmarks/bench.py [--only PART ...] [--seconds 8] [--output results/bench/DEVICE.json]
+    python benchmarks/bench.py [--only PART ...] [--seconds 6] [--output results/bench/DEVICE.json]
 
 "Reference" is benchmarks/reference.py. "Ours" is what `sidebranch train` does by default on this hardware. The two take
 turns, step by step, so that a noisy machine disturbs both alike; ratios are medians of each turn's ratio.
@@ -12,6 +12,7 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import sidebranch as sb
-from sidebranch.data import ArraySplit, Augmentation, DeviceLoader, Normalisation
+from sidebranch.data import (
+    ArraySplit,
+    Augmentation,
+    DaliLoader,
+    DeviceLoader,
+    FolderLoader,
+    FolderSplit,
+    FolderTransform,
+    Normalisation,
+)
 from sidebranch.engine.config import RuntimeConfig
 from sidebranch.engine.hardware import WORTH_COMPILING, compile_network, hardware
 from sidebranch.engine.meter import Finiteness, Meter
@@ -301,6 +311,33 @@ def _macs(step: OurStep, images: Tensor) -> float:
     return total / 64 / 2 / len(images) / 1e6
 
 
+def decode_rows(device: torch.device, budget: float) -> list[dict[str, Any]]:
+    """Images a second from JPEG files to normalised training batches, one thread, by size of the file's image."""
+    rows = []
+    for width, height in ((500, 375), (1000, 750), (4000, 3000)):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = tuple(f"{folder}/{number}.jpg" for number in range(16))
+            for path in paths:  # as much detail as in a photo
+                coarse = torch.randint(0, 256, (height // 4, width // 4, 3), dtype=torch.uint8)
+                Image.fromarray(coarse.numpy()).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
+            split = FolderSplit(paths, torch.zeros(16, dtype=torch.int64), ("one",))
+            transform = FolderTransform()
+            loaders = {
+                "torchvision": FolderLoader(split, transform, 16, device=device, training=True, exact=True),
+                "draft": FolderLoader(split, transform, 16, device=device, training=True),
+                "dali": DaliLoader(split, transform, 16, device=device, training=True),
+            }
+            times = in_turns({name: partial(_an_epoch, each) for name, each in loaders.items()}, device, budget)
+        medians = {name: round(16 / statistics.median(taken), 1) for name, taken in times.items()}
+        rows.append({"width": width, "height": height, "images_per_second": medians})
+    return rows
+
+
+def _an_epoch(loader: FolderLoader | DaliLoader) -> None:
+    for _ in loader.batches():
+        pass
+
+
 def replica_row(device: torch.device, budget: float) -> dict[str, Any]:
     """Images a second of several runs at once, all together, by those of one alone; each a process, threads shared."""
     count = 2 if device.type == "cpu" else 8
@@ -339,8 +376,10 @@ def _replica(barrier: Any, device_type: str, threads: int, budget: float) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=["steps", "loss", "data", "flags", "replicas"], default=[])
-    parser.add_argument("--seconds", type=float, default=8.0, help="of turns, a measurement")
+    parser.add_argument(
+        "--only", nargs="+", choices=["steps", "loss", "data", "flags", "replicas", "decode"], default=[]
+    )
+    parser.add_argument("--seconds", type=float, default=6.0, help="of turns, a measurement")
     parser.add_argument("--output", type=Path, default=None, help="default: results/bench/DEVICE.json")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -361,6 +400,10 @@ def main() -> None:
     if not options.only or "data" in options.only:
         keep("data", data_rows(device, options.seconds))
         print("data", found["data"], flush=True)
+    if not options.only or "decode" in options.only:
+        keep("decode", decode_rows(device, options.seconds / 2))
+        for row in found["decode"]:
+            print("decode", row, flush=True)
     if not options.only or "replicas" in options.only:
         keep("replicas", replica_row(device, options.seconds))
         print("replicas", found["replicas"], flush=True)

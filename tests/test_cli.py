@@ -200,6 +200,12 @@ def test_help(capsys, verb):
         ),
         (["train", "digits/demo", "--sampling.roots", "{b1: [1.0]}"], "go with branches.roots stage"),
         (["train", "digits/demo", "--optim.new_layers_epochs", "999"], "new_layers_epochs is 999"),
+        (
+            ["train", "digits/demo", "--runtime.compile", "cuda_graphs", "--runtime.accelerator", "cpu"],
+            "needs a CUDA device",
+        ),
+        (["train", "digits/demo", "--runtime.compile", "x"], "compile is x; it must be bool or one of 'auto', 'cuda_g"),
+        (["train", "digits/demo", "--runtime.replicas", "0"], "runtime.replicas is 0; it must be at least 1"),
         (["demo", "--seeds", "0"], "--seeds is 0; train at least one"),
     ],
 )

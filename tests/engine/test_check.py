@@ -38,7 +38,7 @@ def test_defaults_are_sound():
         ("objective", {"mimicry": float("nan")}, "objective.mimicry is nan"),
         ("runtime", {"devices": -1}, "runtime.devices is -1"),
         ("runtime", {"log_every": 0}, "runtime.log_every is 0"),
-        ("runtime", {"compile": "yes", "checkpoint_activations": True}, "do not go together"),
+        ("runtime", {"compile": True, "checkpoint_activations": True}, "do not go together"),
     ],
 )
 def test_what_cannot_work_is_named(group, fields, message):

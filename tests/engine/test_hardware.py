@@ -20,18 +20,18 @@ def gpu(monkeypatch):
 
 
 def test_a_cpu_is_not_compiled_for_by_itself():
-    assert hardware(GIVEN, CPU, 10**6).compile == "no"
-    assert hardware(replace(GIVEN, compile="yes"), CPU).compile == "yes"
+    assert hardware(GIVEN, CPU, 10**6).compile is False
+    assert hardware(replace(GIVEN, compile=True), CPU).compile is True
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_is_compiled_for_where_the_run_is_long():
-    assert hardware(GIVEN, CUDA, WORTH_COMPILING).compile == "yes"
+    assert hardware(GIVEN, CUDA, WORTH_COMPILING).compile is True
     short = hardware(GIVEN, CUDA, WORTH_COMPILING - 1)
-    assert short.compile == "no"
+    assert short.compile is False
     assert str(short) == "32-true, channels-last\nnot compiled: 1,999 steps do not earn it back"
-    assert hardware(replace(GIVEN, checkpoint_activations=True), CUDA, WORTH_COMPILING).compile == "no"
-    assert hardware(replace(GIVEN, compile="no"), CUDA, WORTH_COMPILING).compile == "no"
+    assert hardware(replace(GIVEN, checkpoint_activations=True), CUDA, WORTH_COMPILING).compile is False
+    assert hardware(replace(GIVEN, compile=False), CUDA, WORTH_COMPILING).compile is False
     assert hardware(replace(GIVEN, compile="cuda_graphs"), CUDA).compile == "cuda_graphs"
 
 
@@ -55,7 +55,7 @@ def test_how_it_is_compiled():
         def compile(self, mode=None):
             modes.append(mode)
 
-    for how in ("no", "yes", "cuda_graphs"):
+    for how in (False, True, "cuda_graphs"):
         compile_network(Network(), how)
     assert modes == [None, "reduce-overhead"]
 

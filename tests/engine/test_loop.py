@@ -237,7 +237,7 @@ def test_deterministic_kernels_train_and_give_the_same_bits(digits_config, folde
 
 def test_compiled_training_runs(digits_config, folder):
     torch._dynamo.reset()
-    config = changed(digits_config, runtime={"compile": "yes"}, optim={"epochs": 1})
+    config = changed(digits_config, runtime={"compile": True}, optim={"epochs": 1})
     compiled = train(config, folder)
     plain = train(changed(digits_config, optim={"epochs": 1}), RunFolder(folder.root.parent / "plain"))
     assert compiled[0]["train/loss"] == pytest.approx(plain[0]["train/loss"], rel=1e-2)

@@ -72,7 +72,7 @@ def check(config: Config) -> None:
         )
     if config.sampling.roots and config.branches.roots == "end":
         raise UserError("sampling.roots are probabilities of places to emerge from; they go with branches.roots stage")
-    if runtime.compile in ("yes", "cuda_graphs") and runtime.checkpoint_activations:
+    if runtime.compile in (True, "cuda_graphs") and runtime.checkpoint_activations:
         raise UserError("runtime.compile and runtime.checkpoint_activations do not go together; take one of them")
     if runtime.replicas > 1 and runtime.devices * runtime.num_nodes > 1:
         raise UserError("runtime.replicas share one device; train on several devices, or several seeds on one")

@@ -210,7 +210,7 @@ class RuntimeConfig:
     num_nodes: int = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     channels_last: Literal["auto", "yes", "no"] = "auto"
-    compile: Literal["auto", "yes", "no", "cuda_graphs"] = "auto"
+    compile: bool | Literal["auto", "cuda_graphs"] = "auto"
     deterministic: bool = False
     replicas: int = 1
     checkpoint_activations: bool = False

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -14,6 +15,7 @@ from lightning.fabric import Fabric
 from sidebranch.engine.config import RuntimeConfig
 from sidebranch.errors import UserError, reason
 
+Compile = bool | Literal["cuda_graphs"]
 WORTH_COMPILING = 2000  # steps
 GRAPHS = 64  # of one network: whichever branches live, training or not, whole batches and an epoch's last
 
@@ -25,18 +27,18 @@ class Hardware:
     Attributes:
         precision: Fabric's word.
         channels_last: the layout of images and weights.
-        compile: `no`, `yes` or `cuda_graphs`.
+        compile: whether, and whether with `cuda_graphs`.
         because: why it is compiled or not.
     """
 
     precision: str
     channels_last: bool
-    compile: str
+    compile: Compile
     because: str
 
     def __str__(self) -> str:
         layout = "channels-last" if self.channels_last else "channels-first"
-        compiled = {"no": "not compiled", "yes": "compiled", "cuda_graphs": "compiled, CUDA graphs"}[self.compile]
+        compiled = {False: "not compiled", True: "compiled", "cuda_graphs": "compiled, CUDA graphs"}[self.compile]
         return f"{self.precision}, {layout}\n{compiled}: {self.because}"
 
 
@@ -56,28 +58,30 @@ def hardware(config: RuntimeConfig, device: torch.device, steps: int = 0) -> Har
     return Hardware(precision, channels_last, *_compiler(config, device, steps))
 
 
-def _compiler(config: RuntimeConfig, device: torch.device, steps: int) -> tuple[str, str]:
+def _compiler(config: RuntimeConfig, device: torch.device, steps: int) -> tuple[Compile, str]:
     """Whether to compile, and why."""
     if config.compile != "auto":
         if config.compile == "cuda_graphs" and device.type != "cuda":
-            raise UserError(f"runtime.compile cuda_graphs needs a CUDA device, this is {device.type}; take yes or auto")
+            raise UserError(
+                f"runtime.compile cuda_graphs needs a CUDA device, this is {device.type}; take true or auto"
+            )
         return config.compile, "as asked"
     if device.type == "cpu":
-        return "no", "a CPU gains a few percent"
+        return False, "a CPU gains a few percent"
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return "no", "no Triton for this device"
+        return False, "no Triton for this device"
     if torch.cuda.get_device_capability(device) < (7, 0):
-        return "no", "the device is too old for Triton"
+        return False, "the device is too old for Triton"
     if config.checkpoint_activations:
-        return "no", "activations are checkpointed"
+        return False, "activations are checkpointed"
     if steps < WORTH_COMPILING:
-        return "no", f"{steps:,} steps do not earn it back"
-    return "yes", f"{steps:,} steps earn it back"
+        return False, f"{steps:,} steps do not earn it back"
+    return True, f"{steps:,} steps earn it back"
 
 
-def compile_network(network: torch.nn.Module, how: str) -> None:
+def compile_network(network: torch.nn.Module, how: Compile) -> None:
     """In place; nothing is compiled before the first run."""
-    if how == "no":
+    if not how:
         return
     torch._dynamo.config.recompile_limit = GRAPHS
     network.compile(mode="reduce-overhead" if how == "cuda_graphs" else None)
@@ -124,6 +128,8 @@ def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
             strategy="ddp_find_unused_parameters_true" if several and may_skip_parameters else "auto",
             precision=choices.precision,  # pyright: ignore[reportArgumentType] (one of Fabric's own words)
         )
+    except UserError:
+        raise
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"runtime: {reason(error)}") from error
     fabric.launch()

@@ -133,7 +133,13 @@ def explain(error: Exception, valid: Iterable[str]) -> str:
         flag = found[1].split()[0].split("=")[0]
         return f"unknown argument '{flag}'; {nearest(flag.lstrip('-'), valid)}"
     if found := re.search(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', text):
-        wanted = found[2].replace("typing.", "").replace("<class '", "").replace("'>", "")
-        wanted = re.sub(r"^Literal\[(.*)\]$", r"one of \1", wanted)
-        return f"{found[1]} is {found[3]}; it must be {wanted}"
+        return f"{found[1]} is {found[3]}; it must be {_type_in_words(found[2])}"
+    if found := re.search(r'Parser key "([\w.]+)": .*Subtypes: \[(.*?)\] Errors: .*Given value: (.*)', text):
+        kinds = re.findall(r"<class '\w+'>|typing\.Literal\[.*?\]", found[2])
+        return f"{found[1]} is {found[3]}; it must be {' or '.join(map(_type_in_words, kinds))}"
     return text
+
+
+def _type_in_words(name: str) -> str:
+    name = name.replace("typing.", "").replace("<class '", "").replace("'>", "")
+    return re.sub(r"^Literal\[(.*)\]$", r"one of \1", name)
