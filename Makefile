@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # uv takes a torch and a torchvision that fit each other; plain pip may not. It lives in a folder of its own.
 UV := .uv/bin/uv
 
-.PHONY: env demo test lint check lock bench coverage-table clean
+.PHONY: env demo test test-faults lint check lock bench coverage-table clean
 
 env: $(VENV)/.ready
 
@@ -26,6 +26,11 @@ demo: env
 # ruff, basedpyright, pytest.
 test: lint
 	$(BIN)/pytest -q
+
+# All fault injections; what came out goes to results/faults.json and the README.
+test-faults: env
+	$(BIN)/pytest -q tests/faults -m "" --record results/faults.json
+	$(BIN)/python benchmarks/tables.py
 
 lint: env
 	$(BIN)/ruff format --check .

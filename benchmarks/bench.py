@@ -1,6 +1,6 @@
 """Ours against the slow reference, in one run on the machine at hand: `make bench`.
 
-    python benchmarks/bench.py [--only PART ...] [--seconds 6] [--output results/bench/DEVICE.json]
+    python benchmarks/bench.py [--only PART ...] [--seconds 5] [--output results/bench/DEVICE.json]
 
 "Reference" is benchmarks/reference.py. "Ours" is what `sidebranch train` does by default on this hardware. The two take
 turns, step by step, so that a noisy machine disturbs both alike; ratios are medians of each turn's ratio.
@@ -127,9 +127,11 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(steps: Mapping[str, Callable[[], object]], device: torch.device, budget: float) -> dict[str, list[float]]:
+def in_turns(
+    steps: Mapping[str, Callable[[], object]], device: torch.device, budget: float, warm: bool = False
+) -> dict[str, list[float]]:
     """Times of each, taking turns: at least 3 turns, then until the budget in seconds is used."""
-    for step in steps.values():
+    for step in () if warm else steps.values():
         seconds(step, device)
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     started = time.perf_counter()
@@ -171,11 +173,9 @@ def step_rows(device: torch.device, budget: float) -> Iterable[dict[str, Any]]:
             fast = OurStep(network(name, method), method, device)
             with FlopCounterMode(display=False) as counter:
                 fast.net(images)
-            times = in_turns(
-                {"reference": partial(slow, images, labels), "ours": partial(fast, images, labels)},
-                device,
-                budget,
-            )
+            steps = {"reference": partial(slow, images, labels), "ours": partial(fast, images, labels)}
+            peaks = {f"{kind}_peak_mib": peak_mib(step, device) for kind, step in steps.items()}
+            times = in_turns(steps, device, budget, warm=True)
             row = {"model": name, "method": method, "batch": batch, "side": side, "turns": len(times["ours"])}
             row |= {f"{kind}_ms": quartiles(taken) for kind, taken in times.items()}
             median = statistics.median(times["ours"])
@@ -184,9 +184,7 @@ def step_rows(device: torch.device, budget: float) -> Iterable[dict[str, Any]]:
                 "images_per_second": round(batch / median, 1),
                 "flops": float(f"{3 * counter.get_total_flops() / median:.3g}"),
             }
-            for kind, step in (("reference", slow), ("ours", fast)):
-                row[f"{kind}_peak_mib"] = peak_mib(partial(step, images, labels), device)
-            yield row
+            yield row | peaks
 
 
 def loss_row(device: torch.device, budget: float) -> dict[str, Any]:
@@ -379,7 +377,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=["steps", "loss", "data", "flags", "replicas", "decode"], default=[]
     )
-    parser.add_argument("--seconds", type=float, default=6.0, help="of turns, a measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of turns, a measurement")
     parser.add_argument("--output", type=Path, default=None, help="default: results/bench/DEVICE.json")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

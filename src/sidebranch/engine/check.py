@@ -56,6 +56,12 @@ def check(config: Config) -> None:
             "from 0 to optim.epochs",
         ),
         ("runtime.devices", runtime.devices, runtime.devices >= 1, "at least 1"),
+        (
+            "runtime.checkpoint_minutes",
+            runtime.checkpoint_minutes,
+            runtime.checkpoint_minutes >= 0,
+            "a number of minutes, or 0 for epochs' ends only",
+        ),
         ("runtime.replicas", runtime.replicas, runtime.replicas >= 1, "at least 1"),
         ("runtime.num_nodes", runtime.num_nodes, runtime.num_nodes >= 1, "at least 1"),
         ("runtime.log_every", runtime.log_every, runtime.log_every >= 1, "at least 1"),

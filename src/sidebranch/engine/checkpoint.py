@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sidebranch.engine.files import write_atomically
 from sidebranch.errors import UserError
@@ -17,9 +17,18 @@ from sidebranch.errors import UserError
 FORMAT = 1
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes the state, or leaves what was there."""
-    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
+    """Writes the state, or leaves what was there; what it replaces goes to `keep`."""
+    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary), keep)
+
+
+def snapshot(state: Any) -> Any:
+    """A copy on the CPU, which training does not change."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    return type(state)(snapshot(each) for each in state) if isinstance(state, (list, tuple)) else state
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -202,7 +202,8 @@ class RuntimeConfig:
         replicas: runs to train at once on the device, each in a process of its own: this seed and those after it.
         checkpoint_activations: keep only the stages' inputs, and run each stage again in the backward pass: far less
             memory for about a third more time.
-        log_every: steps between readings of the training metrics.
+        checkpoint_minutes: minutes between checkpoints within an epoch; 0 for none. Epochs end with one in any case.
+        log_every: steps between readings of the training metrics, and between agreements of several processes to stop.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -214,6 +215,7 @@ class RuntimeConfig:
     deterministic: bool = False
     replicas: int = 1
     checkpoint_activations: bool = False
+    checkpoint_minutes: float = 10.0
     log_every: int = 10
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
@@ -25,7 +26,8 @@ from sidebranch.engine import build, checkpoint, recipe
 from sidebranch.engine.check import check
 from sidebranch.engine.config import Config, as_dict, differences
 from sidebranch.engine.evaluate import columns_of, evaluate
-from sidebranch.engine.hardware import compile_network, hardware, kernels, launch
+from sidebranch.engine.files import Behind
+from sidebranch.engine.hardware import compile_network, hardware, is_main_process, kernels, launch
 from sidebranch.engine.inputs import read_inputs
 from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.meter import Finiteness, Meter
@@ -54,7 +56,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
     may_skip = not sampler.always_all or any(phases)
     fabric = launch(config.runtime, may_skip_parameters=may_skip)
     reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
-    state = _state_to_resume(config, folder) if resume else None
+    state = _state_to_resume(config, folder, reporter) if resume else None
     run = _Run(config, folder, fabric, reporter)
     if state is not None:
         run.restore(state)
@@ -70,11 +72,21 @@ def is_of(folder: RunFolder, config: Config) -> bool:
         return False
 
 
-def _state_to_resume(config: Config, folder: RunFolder) -> dict[str, Any] | None:
-    """The last checkpoint; None for a run that was stopped before its first."""
+def _state_to_resume(config: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any] | None:
+    """The last checkpoint, or the one before if that is damaged; None for a run that was stopped before its first."""
+    if not folder.last.exists() and folder.previous.exists() and is_main_process():
+        folder.fall_back()
     if folder.config.is_file() and not folder.last.exists():
         return None
-    state = checkpoint.load(folder.last)
+    try:
+        state = checkpoint.load(folder.last)
+    except UserError as error:
+        if not folder.previous.is_file():
+            raise
+        state = checkpoint.load(folder.previous)
+        reporter.say(f"{error}; going on from the one before")
+        if is_main_process():
+            folder.fall_back()
     changed = differences(state["config"], as_dict(config))
     if changed:
         raise UserError(f"cannot resume '{folder.root}' under another config: {'; '.join(changed)}")
@@ -127,6 +139,8 @@ class _Run:
         self.finiteness = Finiteness(self.names, self.device)
         self.writer: SummaryWriter | None = None
         self.corrupt = 0  # files left out
+        self.saving = Behind()
+        self.saved = time.perf_counter()
 
     def _may_fuse(self) -> bool:
         """Whether one kernel may update all weights: where kernels are launched, and no scaler unscales to clip."""
@@ -150,7 +164,9 @@ class _Run:
             )
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.rows, self.best = state["rows"], state["best"]
-        self.meter.sums.copy_(state["meter"])
+        self.fabric._precision.load_state_dict(state.get("precision", {}))
+        if self.fabric.is_global_zero:  # it has everyone's
+            self.meter.sums.copy_(state["meter"])
 
     def state(self) -> dict[str, Any]:
         return {
@@ -165,7 +181,8 @@ class _Run:
             "seconds": self.seconds,
             "rows": self.rows,
             "best": self.best,
-            "meter": self.meter.sums.cpu(),
+            "meter": self._summed(self.meter.sums),
+            "precision": self.fabric._precision.state_dict(),
             "model": self.inner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
@@ -174,11 +191,13 @@ class _Run:
     def train(self, signals: list[int], resume: bool) -> list[Row]:
         if self.fabric.is_global_zero:
             self.folder.claim(resume)
-            try:
-                return self._train(signals)
-            except UserError:
-                self.folder.discard()
-                raise
+            with self.folder.occupied():
+                try:
+                    return self._train(signals)
+                except UserError:
+                    self.saving.close()
+                    self.folder.discard()
+                    raise
         return self._train(signals)
 
     def _train(self, signals: list[int]) -> list[Row]:
@@ -198,12 +217,29 @@ class _Run:
             self.reporter.epoch(row)
         while self.epoch < epochs:
             self._train_epoch(signals)
-            if signals and self.epoch < epochs:
-                raise Interrupted(signals[0], self.epoch, self.step)
+            stop, _ = self._agreed(signals)
+            if stop and self.epoch < epochs:
+                self._stop(stop)
+        self.saving.finish()
         self._ship()
         if signals:
             raise Interrupted(signals[0], self.epoch, self.step)
         return self.rows
+
+    def _agreed(self, signals: list[int]) -> tuple[int, bool]:
+        """The signal to stop for, or 0, and whether it is time to save: what any of the processes wishes."""
+        minutes = self.config.runtime.checkpoint_minutes
+        is_time = minutes > 0 and time.perf_counter() - self.saved >= 60 * minutes
+        wishes = (signals[0] if signals else 0), is_time
+        if self.fabric.world_size == 1:
+            return wishes
+        agreed = self.fabric.all_reduce(torch.tensor(wishes, device=self.device), reduce_op="max")
+        stop, save = agreed.tolist()  # pyright: ignore[reportAttributeAccessIssue] (a tensor gives a tensor)
+        return stop, bool(save)
+
+    def _stop(self, number: int) -> NoReturn:
+        self.saving.finish()
+        raise Interrupted(number, self.epoch, self.step)
 
     def _mend(self) -> None:
         """Writes what a crash right after the last checkpoint kept from being written."""
@@ -227,6 +263,7 @@ class _Run:
 
     def close(self) -> None:
         self.reporter.close()
+        self.saving.close()
         if self.writer is not None:
             with suppress(OSError):
                 self.writer.close()
@@ -254,10 +291,14 @@ class _Run:
             self.step += 1
             if trained is not None and self.step % self.config.runtime.log_every == 0:
                 self._log_step(*trained, (self.step - first_step) / (time.perf_counter() - started))
-            if signals:
-                self.seconds = seconds_before + time.perf_counter() - started
-                self._save()
-                raise Interrupted(signals[0], self.epoch, self.step)
+            alone = self.fabric.world_size == 1
+            if alone or self.step % self.config.runtime.log_every == 0:
+                stop, is_time = self._agreed(signals)
+                if stop or is_time:
+                    self.seconds = seconds_before + time.perf_counter() - started
+                    self._save()
+                if stop:
+                    self._stop(stop)
         self._check_finite()
         training = time.perf_counter() - started
         self.seconds = seconds_before + training
@@ -343,15 +384,13 @@ class _Run:
             row |= {f"val/{what}/{name}": value for what, value in values.items()}
         self.rows.append(row)
         self.epoch, self.step = self.epoch + 1, 0
-        self.meter.sums.zero_()
         is_best = row["val/top1/main"] < self.best["top1"]
         if is_best:
             self.best = {"epoch": self.epoch, "top1": row["val/top1/main"]}
-        self._save()
-        if self.fabric.is_global_zero:
-            if is_best:
-                self.folder.keep_best()
-            self.folder.write_metrics(self.rows)
+        self.meter.sums.zero_()
+        rows = list(self.rows)
+        keep_best = [self.folder.keep_best] if is_best else []
+        self._save(*keep_best, lambda: self.folder.write_metrics(rows))
         self.reporter.epoch(row)
         self._write_events({key: value for key, value in row.items() if "/" in key})
         corrupt = self.train_loader.corrupt | self.val_loader.corrupt
@@ -362,10 +401,27 @@ class _Run:
     def _summed(self, sums: Tensor) -> Tensor:
         return self.fabric.all_reduce(sums, reduce_op="sum")  # pyright: ignore[reportReturnType] (a tensor gives a tensor)
 
-    def _save(self) -> None:
+    def _save(self, *afterwards: Callable[[], object]) -> None:
+        """Copies the state, and writes the copy while training goes on, and then what follows from it."""
+        self._check_finite()
+        self._check_weights()
+        state = checkpoint.snapshot(self.state())  # of all processes together
+
+        def write() -> None:
+            checkpoint.save(self.folder.last, state, keep=self.folder.previous)
+            for each in afterwards:
+                each()
+
         if self.fabric.is_global_zero:
-            self._check_finite()
-            checkpoint.save(self.folder.last, self.state())
+            self.saving.submit(write)
+        self.saved = time.perf_counter()
+
+    def _check_weights(self) -> None:
+        """A gradient that was not finite shows in them at once, in the loss a step later."""
+        names, weights = zip(*self.inner.named_parameters(), strict=True)
+        finite = torch.stack(torch._foreach_norm(list(weights))).isfinite()  # pyright: ignore[reportPrivateImportUsage]
+        if not finite.all():
+            self._stop_not_finite(self.epoch, self.step, [f"the weights '{names[finite.int().argmin()]}'"])
 
     def _ship(self) -> None:
         """Writes the plain backbone, as the last epoch left it."""

@@ -7,18 +7,19 @@ import datetime
 import io
 import json
 import platform
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
-from sidebranch.engine.files import write_atomically, write_text
+from sidebranch.engine.files import copy_file, write_text
 from sidebranch.errors import UserError
 
 PACKAGES = ("sidebranch", "torch", "torchvision", "timm", "lightning", "numpy")
@@ -37,6 +38,11 @@ class RunFolder:
     @property
     def last(self) -> Path:
         return self.root / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last."""
+        return self.root / "checkpoints" / "previous.ckpt"
 
     @property
     def best(self) -> Path:
@@ -82,7 +88,7 @@ class RunFolder:
         """Takes back what `claim` and a start that came to nothing left; never a run with a checkpoint."""
         if self.last.exists():
             return
-        for path in (self.config, self.environment, *self.root.glob("events.out.tfevents.*")):
+        for path in (self.config, self.environment, self.root / ".lock", *self.root.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
         for folder in (self.last.parent, self.root):
             if folder.is_dir() and not any(folder.iterdir()):
@@ -115,7 +121,29 @@ class RunFolder:
 
     def keep_best(self) -> None:
         """Makes the last checkpoint the best one."""
-        write_atomically(self.best, lambda temporary: shutil.copyfile(self.last, temporary))
+        copy_file(self.last, self.best)
+
+    def fall_back(self) -> None:
+        """Makes the checkpoint before the last one the last."""
+        copy_file(self.previous, self.last)
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder, until this one goes on or dies.
+
+        Raises:
+            UserError: another one does.
+        """
+        lock = FileLock(self.root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another process is training in '{self.root}'; wait, or give another --output") from error
+        except (OSError, NotImplementedError):  # no locks on this file system
+            yield
+            return
+        with lock:
+            yield
 
 
 def environment(device: torch.device) -> dict[str, Any]:

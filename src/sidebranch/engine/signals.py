@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# Ctrl-C, a scheduler's end, and what SLURM is asked to send before its end (`--signal=USR1@90`).
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
 
 class Interrupted(Exception):
     """A signal stopped the run after a step; its checkpoint is written.
@@ -24,7 +27,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def collected() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, to be acted on after a step; a second SIGINT acts at once."""
+    """Collects the signals, to be acted on after a step; a second SIGINT acts at once."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -35,7 +38,7 @@ def collected() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, note) for number in STOPPING}
     try:
         yield received
     finally:
