@@ -1,6 +1,9 @@
 """Array shapes and dtypes in annotations are checked while the tests run; in production they are free."""
 
+import collections
+import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
@@ -84,3 +87,29 @@ def photos(tmp_path):
                 pixels = torch.randint(0, 256, (24, 30, 3), dtype=torch.uint8).numpy()
                 Image.fromarray(pixels).save(place / f"{i}.png")
     return tmp_path / "photos"
+
+
+COUNTS = pytest.StashKey()  # of tests/faults: what was tried and lost
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", type=Path, default=None, help="write the counts of tests/faults to this file")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if item.path.parent.name == "faults" and (report.when == "call" or report.failed):
+        counts = item.config.stash.setdefault(COUNTS, collections.defaultdict(lambda: {"tried": 0, "lost": 0}))
+        kind = item.path.stem.removeprefix("test_")
+        counts[kind]["tried"] += 1
+        counts[kind]["lost"] += report.failed
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--record")
+    counts = session.config.stash.get(COUNTS, None)
+    if path is not None and counts:
+        rows = {kind: each | {"survived": each["tried"] - each["lost"]} for kind, each in sorted(counts.items())}
+        path.write_text(json.dumps(rows, indent=1) + "\n")
