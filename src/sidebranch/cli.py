@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -28,6 +29,7 @@ from sidebranch.engine.build import build_adapted
 from sidebranch.engine.check import check
 from sidebranch.engine.config import METHODS, ModelConfig, as_dict
 from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
+from sidebranch.engine.hardware import ProcessLost
 from sidebranch.engine.inputs import cores
 from sidebranch.errors import UserError, nearest
 from sidebranch.inspect import (
@@ -99,7 +101,7 @@ class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 for bad input, 128 + n after signal n."""
+    """Runs one command; returns the exit status: 0; 2, bad input; 75, a process was lost; 128 + n, signal n came."""
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -115,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "run it again" if arguments[0] == "demo" else "add --resume"
         print(f"sidebranch: {stop}; {again} to go on", file=sys.stderr)
         return 128 + stop.signal
+    except ProcessLost as error:
+        print(f"sidebranch: {error}; add --resume to go on from the last checkpoint", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print("sidebranch: stopped", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -71,9 +71,7 @@ class DaliLoader:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return steps_of(
-            len(self.split), self.batch_size, shuffle=self.training, drop_last=self.drop_last, shard=self.shard
-        )
+        return steps_of(len(self.split), self.batch_size, shuffle=self.training, drop_last=self.drop_last)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [N, 3, H, W] and labels [N] of this epoch, from batch `start` on; N is 0 where all were skipped."""

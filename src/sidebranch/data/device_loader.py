@@ -46,7 +46,7 @@ class DeviceLoader:
     def __len__(self) -> int:
         """Batches an epoch."""
         shuffle = self.augmentation is not None
-        return steps_of(len(self.labels), self.batch_size, shuffle=shuffle, drop_last=self.drop_last, shard=self.shard)
+        return steps_of(len(self.labels), self.batch_size, shuffle=shuffle, drop_last=self.drop_last)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [N, C, H, W] and labels [N] of this epoch, from batch `start` on."""

@@ -121,7 +121,7 @@ class _Batches:
             yield [(self.epoch, index) for index in batch.tolist()]
 
     def __len__(self) -> int:
-        return steps_of(self.count, self.batch_size, shuffle=self.shuffle, drop_last=self.drop_last, shard=self.shard)
+        return steps_of(self.count, self.batch_size, shuffle=self.shuffle, drop_last=self.drop_last)
 
 
 def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:

@@ -12,10 +12,17 @@ from sidebranch.seeding import generator
 
 @dataclass(frozen=True)
 class Shard:
-    """This process among those that train together."""
+    """This process among those that train together.
+
+    Attributes:
+        rank: its number, from 0.
+        world_size: how many there are.
+        neighbours: how many of them share this machine's cores.
+    """
 
     rank: int = 0
     world_size: int = 1
+    neighbours: int = 1
 
 
 def batches_of(
@@ -31,15 +38,15 @@ def batches_of(
 
     Returns:
         One int64 tensor a step. A global batch is dealt out to the ranks in turn, so that whichever number of ranks
-        trains sees the same global batches.
+        trains sees the same global batches; of a small last one, a rank may have no share.
     """
     order = torch.randperm(count, generator=generator("order", seed, epoch)) if shuffle else torch.arange(count)
-    steps = steps_of(count, batch_size, shuffle=shuffle, drop_last=drop_last, shard=shard)
+    steps = steps_of(count, batch_size, shuffle=shuffle, drop_last=drop_last)
     return [batch[shard.rank :: shard.world_size] for batch in order.split(batch_size)[:steps]]
 
 
-def steps_of(count: int, batch_size: int, *, shuffle: bool, drop_last: bool, shard: Shard) -> int:
-    """Batches an epoch. A training batch too small for batch norm, or for every rank to have a share, is left out."""
+def steps_of(count: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> int:
+    """Batches an epoch, whichever number of ranks trains. A last one too small for batch norm is not trained on."""
     whole, rest = divmod(count, batch_size)
-    least = batch_size if drop_last else min(batch_size, max(2, shard.world_size)) if shuffle else 1
+    least = batch_size if drop_last else min(batch_size, 2) if shuffle else 1
     return whole + (rest >= least)

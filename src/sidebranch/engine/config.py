@@ -124,6 +124,9 @@ class DataConfig:
             transforms on whole images, as in the papers; `dali`, NVIDIA DALI, on a CUDA device where there is one.
         workers: folder: processes that decode images, at most one a core.
         on_corrupt: folder: `error` stops at a file that is no image; `skip` leaves it out and counts it.
+        mixup: the alpha of mixup: pairs of images added up, labels too; 0 for none.
+        cutmix: the alpha of CutMix: a box of one image in another; 0 for none. Beside mixup, each has half of the
+            batches.
     """
 
     name: Literal["digits", "cifar10", "cifar100", "folder"] = "digits"
@@ -142,6 +145,8 @@ class DataConfig:
     backend: Literal["draft", "torchvision", "dali"] = "draft"
     workers: int = 4
     on_corrupt: Literal["error", "skip"] = "error"
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,9 @@ class OptimConfig:
         warmup: share of all steps over which the rate rises to its peak.
         ema: decay of an exponential moving average of the weights, which is then evaluated and shipped; 0 turns it off.
         clip: largest norm of the gradient; 0 turns clipping off.
+        accumulate: pieces that each device's share of a batch is cut into, whose gradients are added up: less memory,
+            and batch norm sees a piece at a time.
+        skip_nonfinite: steps that may be left out because their gradient is not finite, before the run stops.
         new_layers_epochs: epochs at the start in which only the branches and the classifier train, and the rest of the
             backbone, which brings pretrained weights, stands still.
     """
@@ -182,6 +190,8 @@ class OptimConfig:
     warmup: float = 0.0
     ema: float = 0.0
     clip: float = 0.0
+    accumulate: int = 1
+    skip_nonfinite: int = 0
     new_layers_epochs: int = 0
 
 

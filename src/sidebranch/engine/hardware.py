@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,6 +111,22 @@ def _computes_bf16(device: torch.device) -> bool:
     return False
 
 
+class ProcessLost(Exception):
+    """One of the processes that train together has ended, so that none can go on."""
+
+
+@contextmanager
+def among_processes(count: int) -> Iterator[None]:
+    """Says what a broken connection between several processes means."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if count == 1 or not (isinstance(error, torch.distributed.DistError) or "gloo" in text or "nccl" in text):
+            raise
+        raise ProcessLost(f"another of the {count} processes has ended ({reason(error)})") from error
+
+
 def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
     """Fabric on the machine that the config asks for, with its automatic choices made.
 
@@ -117,14 +134,23 @@ def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
         config: devices and precision.
         may_skip_parameters: whether a step may leave parameters without a gradient, which DDP has to be told.
     """
-    several = config.devices * config.num_nodes > 1
+    devices, num_nodes = _launched_by_torchrun() or (config.devices, config.num_nodes)
+    wanted = config.devices, config.num_nodes
+    if wanted != (1, 1) and wanted != (devices, num_nodes):
+        raise UserError(
+            f"torchrun started {num_nodes} times {devices} processes, but runtime.num_nodes and runtime.devices are "
+            f"{config.num_nodes} and {config.devices}; leave them out"
+        )
+    several = devices * num_nodes > 1
+    if several:  # of kernels of size 1, whose strides may be either
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     try:
         probe = Fabric(accelerator=config.accelerator, devices=1)
         choices = hardware(config, probe.device)
         fabric = Fabric(
             accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
+            devices=devices,
+            num_nodes=num_nodes,
             strategy="ddp_find_unused_parameters_true" if several and may_skip_parameters else "auto",
             precision=choices.precision,  # pyright: ignore[reportArgumentType] (one of Fabric's own words)
         )
@@ -134,6 +160,14 @@ def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
         raise UserError(f"runtime: {reason(error)}") from error
     fabric.launch()
     return fabric
+
+
+def _launched_by_torchrun() -> tuple[int, int] | None:
+    """Processes on each machine and machines, if that is how this process came to be."""
+    if not torch.distributed.is_torchelastic_launched():
+        return None
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return local, world // local
 
 
 def is_main_process() -> bool:

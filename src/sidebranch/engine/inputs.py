@@ -98,7 +98,7 @@ class Inputs:
             device=device,
             training=training,
             seed=self.seed,
-            workers=min(config.workers, cores()),
+            workers=min(config.workers, max(1, cores() // shard.neighbours)),
             drop_last=drop_last,
             on_corrupt=config.on_corrupt,
             shard=shard,

@@ -27,18 +27,16 @@ from sidebranch.engine.check import check
 from sidebranch.engine.config import Config, as_dict, differences
 from sidebranch.engine.evaluate import columns_of, evaluate
 from sidebranch.engine.files import Behind
-from sidebranch.engine.hardware import compile_network, hardware, is_main_process, kernels, launch
+from sidebranch.engine.hardware import among_processes, compile_network, hardware, is_main_process, kernels, launch
 from sidebranch.engine.inputs import read_inputs
 from sidebranch.engine.memory import checkpoint_stages
-from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.progress import Reporter, Silent
 from sidebranch.engine.run_folder import RunFolder
-from sidebranch.engine.schedule import learning_rate, mimicry_scale
+from sidebranch.engine.schedule import learning_rate
 from sidebranch.engine.signals import Interrupted, collected
+from sidebranch.engine.step import Moment, TrainStep
 from sidebranch.engine.weights import write_backbone
 from sidebranch.errors import UserError, reason
-from sidebranch.sampling import Draw
-from sidebranch.seeding import seed_of
 
 Row = dict[str, float]
 
@@ -48,7 +46,8 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
 
     Raises:
         UserError: the config, the data or the checkpoint cannot work, or the loss is not finite.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: a signal came; the state is saved.
+        ProcessLost: one of several processes has ended; the last checkpoint stands.
     """
     check(config)
     sampler = build.build_sampler(config.sampling, ("main", "a branch") if config.method != "baseline" else ("main",))
@@ -99,8 +98,9 @@ class _Run:
     def __init__(self, config: Config, folder: RunFolder, fabric: Fabric, reporter: Reporter) -> None:
         self.config, self.folder, self.fabric, self.reporter = config, folder, fabric, reporter
         self.device = fabric.device
-        shard = Shard(fabric.global_rank, fabric.world_size)
-        inputs = read_inputs(config.data, config.seed)
+        shard = Shard(fabric.global_rank, fabric.world_size, fabric.world_size // config.runtime.num_nodes)
+        with fabric.rank_zero_first(local=True):  # it downloads, or writes an index
+            inputs = read_inputs(config.data, config.seed)
         self.num_classes, self.in_chans = len(inputs.classes), inputs.shape[0]
         self.train_images = len(inputs.train)
         self.described = inputs.described | ({"small_input": True} if config.model.small_input else {})
@@ -113,12 +113,8 @@ class _Run:
                 build.untrained(config) if resuming else config, self.num_classes, inputs.shape
             )
         self.names = self.inner.names
-        self.objective = build.build_objective(config.method, config.objective)
-        self.sampler = build.build_sampler(config.sampling, self.names)
-        self.roots = build.build_roots(config.sampling)
         self.epoch = 0
         self.step = 0  # within the epoch
-        self._draw()  # names a branch that is not there, if one is asked for
         self.choices = hardware(config.runtime, self.device, config.optim.epochs * len(self.train_loader))
         if self.choices.channels_last:
             self.inner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -131,12 +127,22 @@ class _Run:
         for each in [self.inner] if self.ema is None else [self.inner, self.ema.module]:
             compile_network(each, self.choices.compile)
         optimizer = build.build_optimizer(config.optim, self.inner.parameters(), fused=self._may_fuse())
-        self.network, self.optimizer = fabric.setup(self.inner, optimizer, _reapply_compile=False)
+        network, self.optimizer = fabric.setup(self.inner, optimizer, _reapply_compile=False)
+        self.train_step = TrainStep(
+            config,
+            fabric,
+            self.inner,
+            network,
+            self.optimizer,
+            self.ema,
+            shape=inputs.shape,
+            train_images=self.train_images,
+            num_classes=self.num_classes,
+        )
+        self.train_step.draw(Moment(0, 0, 1))  # names a branch that is not there, if one is asked for
         self.seconds = 0.0
         self.rows: list[Row] = []
         self.best = {"epoch": 0, "top1": float("inf")}
-        self.meter = Meter(self.names, self.device)
-        self.finiteness = Finiteness(self.names, self.device)
         self.writer: SummaryWriter | None = None
         self.corrupt = 0  # files left out
         self.saving = Behind()
@@ -166,7 +172,7 @@ class _Run:
         self.rows, self.best = state["rows"], state["best"]
         self.fabric._precision.load_state_dict(state.get("precision", {}))
         if self.fabric.is_global_zero:  # it has everyone's
-            self.meter.sums.copy_(state["meter"])
+            self.train_step.meter.sums.copy_(state["meter"])
 
     def state(self) -> dict[str, Any]:
         return {
@@ -181,7 +187,7 @@ class _Run:
             "seconds": self.seconds,
             "rows": self.rows,
             "best": self.best,
-            "meter": self._summed(self.meter.sums),
+            "meter": self._summed(self.train_step.meter.sums),
             "precision": self.fabric._precision.state_dict(),
             "model": self.inner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -193,12 +199,14 @@ class _Run:
             self.folder.claim(resume)
             with self.folder.occupied():
                 try:
-                    return self._train(signals)
+                    with among_processes(self.fabric.world_size):
+                        return self._train(signals)
                 except UserError:
                     self.saving.close()
                     self.folder.discard()
                     raise
-        return self._train(signals)
+        with among_processes(self.fabric.world_size):
+            return self._train(signals)
 
     def _train(self, signals: list[int]) -> list[Row]:
         epochs = self.config.optim.epochs
@@ -239,6 +247,7 @@ class _Run:
 
     def _stop(self, number: int) -> NoReturn:
         self.saving.finish()
+        self.fabric.barrier()  # whoever ends first may take the others with it
         raise Interrupted(number, self.epoch, self.step)
 
     def _mend(self) -> None:
@@ -285,13 +294,16 @@ class _Run:
     def _train_epoch(self, signals: list[int]) -> None:
         build.train_new_layers_only(self.inner, self.epoch < self.config.optim.new_layers_epochs)
         started, first_step = time.perf_counter(), self.step
+        alone = self.fabric.world_size == 1
         seconds_before = self.seconds
+        total = torch.zeros(())
         for images, labels in self.train_loader.batches(self.epoch, self.step):
-            trained = self._train_step(images, labels) if len(labels) else None  # none could be read
+            moment = Moment(self.epoch, self.step, len(self.train_loader))
+            if len(labels) or not alone:  # a batch of which nothing could be read moves nothing
+                total = self.train_step(images, labels, moment)
             self.step += 1
-            if trained is not None and self.step % self.config.runtime.log_every == 0:
-                self._log_step(*trained, (self.step - first_step) / (time.perf_counter() - started))
-            alone = self.fabric.world_size == 1
+            if self.step % self.config.runtime.log_every == 0:
+                self._log_step(total, (self.step - first_step) / (time.perf_counter() - started))
             if alone or self.step % self.config.runtime.log_every == 0:
                 stop, is_time = self._agreed(signals)
                 if stop or is_time:
@@ -305,51 +317,20 @@ class _Run:
         images_per_second = (self.step - first_step) * self.config.data.batch_size / max(training, 1e-9)
         self._end_epoch(images_per_second)
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        config = self.config
-        # Dropout and its like draw from torch's generator: seeded here, they need no state in the checkpoint.
-        torch.manual_seed(seed_of("step", config.seed, self.epoch, self.step, self.fabric.global_rank))
-        lr = learning_rate(config.optim, self.done, len(self.train_loader))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        draw, roots = self._draw()
-        rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))  # batch norm needs two images
-        outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
-        targets = build.soft_targets(labels, self.num_classes, config.objective.label_smoothing)
-        scale = mimicry_scale(config.objective.mimicry_ramp, self.done, len(self.train_loader))
-        loss = self.objective(outputs, targets, mimics=draw.mimics, mimicry_scale=scale)
-        self.fabric.backward(loss.total)
-        if config.optim.clip:
-            self.fabric.clip_gradients(
-                self.network, self.optimizer, max_norm=config.optim.clip, error_if_nonfinite=False
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.inner, step=self.done)
-        total = loss.total.detach()
-        self.meter.add(outputs.names, [logits.detach() for logits in outputs.logits], labels, loss.supervision)
-        self.finiteness.watch(self.done, total, outputs.names, loss.supervision, loss.mimicry)
-        return total, lr
-
-    def _draw(self) -> tuple[Draw, dict[str, str]]:
-        """Who lives and mimics in this step, and where the branches emerge."""
-        moment = {"seed": self.config.seed, "epoch": self.epoch, "step": self.step}
-        branches = self.config.branches
-        is_on = branches.start_epoch <= self.epoch < (branches.stop_epoch or math.inf)
-        draw = self.sampler(self.names, **moment) if is_on else Draw(self.names[:1], self.names[:1])
-        return draw, self.roots(self.inner.places, **moment)
-
-    def _log_step(self, total: Tensor, lr: float, steps_per_second: float) -> None:
+    def _log_step(self, total: Tensor, steps_per_second: float) -> None:
         """Reads the metrics back from the device."""
         self._check_finite()
-        readings = self.meter.read()
+        readings = self.train_step.meter.read()
         speed = steps_per_second * self.config.data.batch_size
         self.reporter.step(self.epoch, self.step, self.done, speed, readings)
-        self._write_events({"step/loss": float(total), "step/lr": lr})
+        self._write_events({"step/loss": float(total), "step/lr": self._learning_rate()})
+
+    def _learning_rate(self) -> float:
+        """Of the last step."""
+        return learning_rate(self.config.optim, self.done - 1, len(self.train_loader))
 
     def _check_finite(self) -> None:
-        bad = self.finiteness.first_bad_step()
+        bad = self.train_step.finiteness.first_bad_step()
         if bad is not None:
             epoch, step = divmod(bad[0], len(self.train_loader))
             self._stop_not_finite(epoch, step + 1, bad[1])
@@ -364,18 +345,20 @@ class _Run:
         )
 
     def _end_epoch(self, images_per_second: float) -> None:
-        self.meter.sums = self._summed(self.meter.sums)
+        meter = self.train_step.meter
+        meter.sums = self._summed(meter.sums)
         row: Row = {"epoch": self.epoch + 1, "step": self.done}
-        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        row["lr"] = self._learning_rate()
         row["seconds"] = round(self.seconds, 3)
         row["images_per_second"] = round(images_per_second, 1)
-        readings = self.meter.read()
+        readings = meter.read()
         if not readings:
             raise UserError("no training image could be read")
         row["train/loss"] = sum(each["loss"] for each in readings.values())
         for name, each in readings.items():  # a branch that sampling left out all epoch has none
             row |= {f"train/loss/{name}": each["loss"], f"train/top1/{name}": each["top1"]}
-        evaluated = self.ema.module if self.ema is not None else self.network
+        self._share_buffers()
+        evaluated = self.ema.module if self.ema is not None else self.inner
         with self.fabric.autocast():
             errors = evaluate(evaluated, self.names, self.val_loader, self.device, self._summed)
         for name, values in errors.items():
@@ -387,7 +370,7 @@ class _Run:
         is_best = row["val/top1/main"] < self.best["top1"]
         if is_best:
             self.best = {"epoch": self.epoch, "top1": row["val/top1/main"]}
-        self.meter.sums.zero_()
+        meter.sums.zero_()
         rows = list(self.rows)
         keep_best = [self.folder.keep_best] if is_best else []
         self._save(*keep_best, lambda: self.folder.write_metrics(rows))
@@ -397,6 +380,13 @@ class _Run:
         if len(corrupt) > self.corrupt:
             self.corrupt = len(corrupt)
             self.reporter.say(f"left out so far: {self.corrupt} files that are no images, such as '{min(corrupt)}'")
+
+    def _share_buffers(self) -> None:
+        """Every process evaluates, and the first one saves, the statistics that the first one has."""
+        if self.fabric.world_size > 1:
+            for module in [self.inner] if self.ema is None else [self.inner, self.ema.module]:
+                for buffer in module.buffers():
+                    torch.distributed.broadcast(buffer, 0)
 
     def _summed(self, sums: Tensor) -> Tensor:
         return self.fabric.all_reduce(sums, reduce_op="sum")  # pyright: ignore[reportReturnType] (a tensor gives a tensor)

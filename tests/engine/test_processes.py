@@ -1,0 +1,80 @@
+"""Several processes with the same global batches train as one does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sidebranch.engine import RunFolder, checkpoint, recipe, train
+
+# No batch norm, whose statistics would be of a share. 19 images: a last batch of 3, of which a rank of four has nothing.
+PLAIN = """
+model: {name: test_convnext, branches: auto}
+data: {name: folder, root: ROOT, batch_size: 8, image_size: 32, resize: 36, workers: 0}
+optim: {lr: 0.05, epochs: 2, schedule: cosine}
+runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1}
+"""
+RUNS = {
+    "plain": "",
+    "branches left out": "sampling: {kind: bernoulli, drops: branch, per: step}",
+    "in pieces": "optim: {lr: 0.05, epochs: 2, schedule: cosine, accumulate: 2, clip: 0.5, ema: 0.9}",
+    "new layers first": "optim: {lr: 0.05, epochs: 2, schedule: cosine, new_layers_epochs: 1}",
+}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("together")
+    pixels = torch.randint(0, 256, (24, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, each in enumerate(pixels):
+        place = root / "photos" / ("train" if number < 19 else "val") / ("ant", "bee")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(each.numpy()).save(place / f"{number}.png")
+    paths = []
+    for name, text in RUNS.items():
+        path = root / f"{name}.yaml"
+        kept = [line for line in PLAIN.splitlines() if line.split(":")[0] not in text or not line]
+        path.write_text("\n".join(kept).replace("ROOT", str(root / "photos")) + f"\n{text}\n")
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def alone(configs, tmp_path_factory):
+    root = tmp_path_factory.mktemp("alone")
+    return {path.stem: outcome(path, root / path.stem) for path in configs}
+
+
+def outcome(config, folder):
+    train(recipe.load(config), RunFolder(folder))
+    return read(folder)
+
+
+def read(folder):
+    state = checkpoint.load(RunFolder(Path(folder)).last)
+    times = ("seconds", "images_per_second")
+    rows = [{key: value for key, value in row.items() if key not in times} for row in state["rows"]]
+    return rows, state["model"]
+
+
+def start(count, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += [str(Path(__file__).with_name("together.py")), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_as_one(configs, alone, tmp_path, count):
+    ended = start(count, tmp_path, *configs)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for name, (rows, weights) in alone.items():
+        other_rows, other_weights = read(tmp_path / name)
+        for row, other in zip(rows, other_rows, strict=True):
+            assert row == pytest.approx(other, abs=1e-5), name
+        for key, value in weights.items():
+            torch.testing.assert_close(value, other_weights[key], atol=1e-5, rtol=1e-4, msg=f"{name}: {key}")
