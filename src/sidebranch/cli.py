@@ -29,7 +29,7 @@ from sidebranch.engine.build import build_adapted
 from sidebranch.engine.check import check
 from sidebranch.engine.config import METHODS, ModelConfig, as_dict
 from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
-from sidebranch.engine.hardware import ProcessLost
+from sidebranch.engine.hardware import ProcessLost, leave
 from sidebranch.engine.inputs import cores
 from sidebranch.errors import UserError, nearest
 from sidebranch.inspect import (
@@ -104,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0; 2, bad input; 75, a process was lost; 128 + n, signal n came."""
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Says that it ends this process because another has ended.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -115,7 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Interrupted as stop:
         again = "run it again" if arguments[0] == "demo" else "add --resume"
-        print(f"sidebranch: {stop}; {again} to go on", file=sys.stderr)
+        if is_main_process():
+            print(f"sidebranch: {stop}; {again} to go on", file=sys.stderr)
+        leave()
         return 128 + stop.signal
     except ProcessLost as error:
         print(f"sidebranch: {error}; add --resume to go on from the last checkpoint", file=sys.stderr)
@@ -227,6 +231,7 @@ def _train(parser: ArgumentParser, options: Namespace, recipe_name: str, flags: 
     if is_main_process():
         write_report([read_record(folder)], folder.report, folder.root.name)
         print(f"the plain backbone: {folder.weights}\nthe page: {folder.report}")
+    leave()
     return 0
 
 

@@ -11,13 +11,14 @@ from PIL import Image
 
 from sidebranch.engine import RunFolder, checkpoint, recipe, train
 
-# No batch norm, whose statistics would be of a share. 19 images: a last batch of 3, of which a rank of four has nothing.
+# No batch norm, whose statistics would be of a share. 19 images: of the last batch, of 3, a rank of four has nothing.
 PLAIN = """
 model: {name: test_convnext, branches: auto}
 data: {name: folder, root: ROOT, batch_size: 8, image_size: 32, resize: 36, workers: 0}
 optim: {lr: 0.05, epochs: 2, schedule: cosine}
 runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1}
 """
+TOGETHER = Path(__file__).with_name("together.py")
 RUNS = {
     "plain": "",
     "branches left out": "sampling: {kind: bernoulli, drops: branch, per: step}",
@@ -61,20 +62,36 @@ def read(folder):
     return rows, state["model"]
 
 
-def start(count, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    command += [str(Path(__file__).with_name("together.py")), *map(str, arguments)]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+
+
+def start(*arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_as_one(configs, alone, tmp_path, count):
-    ended = start(count, tmp_path, *configs)
+def assert_close(one, other):
+    for row, other_row in zip(one[0], other[0], strict=True):
+        assert row == pytest.approx(other_row, abs=1e-5)
+    for key, value in one[1].items():
+        torch.testing.assert_close(value, other[1][key], atol=1e-5, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(("count", "names"), [(2, tuple(RUNS)), (4, ("plain", "branches left out"))])
+def test_several_processes_train_as_one(configs, alone, tmp_path, count, names):
+    chosen = [path for path in configs if path.stem in names]
+    ended = start(*TORCHRUN, f"--nproc-per-node={count}", TOGETHER, tmp_path, *chosen)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    for name, (rows, weights) in alone.items():
-        other_rows, other_weights = read(tmp_path / name)
-        for row, other in zip(rows, other_rows, strict=True):
-            assert row == pytest.approx(other, abs=1e-5), name
-        for key, value in weights.items():
-            torch.testing.assert_close(value, other_weights[key], atol=1e-5, rtol=1e-4, msg=f"{name}: {key}")
+    for name in names:
+        assert_close(read(tmp_path / name), alone[name])
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_number(configs, alone, tmp_path):
+    config = next(path for path in configs if path.stem == "plain")
+    ended = start(TOGETHER, "die", 4, tmp_path / "plain", config)
+    assert ended.returncode == 75
+    assert "another of the 2 processes has ended" in ended.stderr
+    assert "--resume" in ended.stderr
+    train(recipe.load(config), RunFolder(tmp_path / "plain"), resume=True)
+    assert_close(read(tmp_path / "plain"), alone["plain"])

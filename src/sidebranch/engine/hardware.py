@@ -124,7 +124,7 @@ def among_processes(count: int) -> Iterator[None]:
         text = str(error).lower()
         if count == 1 or not (isinstance(error, torch.distributed.DistError) or "gloo" in text or "nccl" in text):
             raise
-        raise ProcessLost(f"another of the {count} processes has ended ({reason(error)})") from error
+        raise ProcessLost(f"another of the {count} processes has ended; what it said tells why") from error
 
 
 def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
@@ -168,6 +168,12 @@ def _launched_by_torchrun() -> tuple[int, int] | None:
         return None
     local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return local, world // local
+
+
+def leave() -> None:
+    """Takes leave of the other processes, if there are any; all of them have to."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def is_main_process() -> bool:

@@ -424,6 +424,15 @@ class _Run:
         shipped = sum(each.numel() for each in self.inner.backbone.parameters())
         return {"shipped": shipped, "training": sum(each.numel() for each in self.inner.parameters())}
 
+    def _processes(self) -> str:
+        count, size = self.fabric.world_size, self.config.data.batch_size
+        if count == 1:
+            return ""
+        return (
+            f"\n{count} processes, {math.ceil(size / count)} images each of every batch of {size}; "
+            f"optim.lr {self.config.optim.lr:g} is the whole batch's, taken as it is"
+        )
+
     def _summary(self) -> str:
         shipped, training = self._parameters().values()
         branches = training - shipped
@@ -432,5 +441,6 @@ class _Run:
             + (f", {branches:,} in side branches {', '.join(self.names[1:])}" if branches else ", no side branches")
             + f"\n{self.config.method} on {self.config.data.name}, {self.device.type}, "
             + f"{self.choices}"
+            + self._processes()
             + f"\nrun folder: {self.folder.root}"
         )
