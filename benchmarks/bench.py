@@ -34,9 +34,10 @@ from sidebranch.data import (
     Augmentation,
     DaliLoader,
     DeviceLoader,
+    Files,
     FolderLoader,
-    FolderSplit,
     FolderTransform,
+    ImageSplit,
     Normalisation,
 )
 from sidebranch.engine.config import RuntimeConfig
@@ -318,7 +319,7 @@ def decode_rows(device: torch.device, budget: float) -> list[dict[str, Any]]:
             for path in paths:  # as much detail as in a photo
                 coarse = torch.randint(0, 256, (height // 4, width // 4, 3), dtype=torch.uint8)
                 Image.fromarray(coarse.numpy()).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
-            split = FolderSplit(paths, torch.zeros(16, dtype=torch.int64), ("one",))
+            split = ImageSplit.whole(Files(paths), torch.zeros(16, dtype=torch.int64), ("one",))
             transform = FolderTransform()
             loaders = {
                 "torchvision": FolderLoader(split, transform, 16, device=device, training=True, exact=True),

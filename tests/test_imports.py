@@ -30,7 +30,8 @@ ALLOWED = {
     "deploy": ENGINE,
     "inspect": ENGINE,
     "study": ENGINE,
-    "cli": ENGINE | {"deploy", "inspect", "study"},
+    "prepare": GROUND | {"data"},
+    "cli": ENGINE | {"deploy", "inspect", "prepare", "study"},
     "__init__": LIBRARY,
     "__main__": {"cli"},
 }

@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,13 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
+from sidebranch import prepare
 from sidebranch.attach import attach
 from sidebranch.branches import Growth
+from sidebranch.data import write_shards
 from sidebranch.deploy import export_reference, export_run
 from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, is_main_process, is_of, recipe, train
 from sidebranch.engine.build import build_adapted
@@ -30,7 +33,7 @@ from sidebranch.engine.check import check
 from sidebranch.engine.config import METHODS, ModelConfig, as_dict
 from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
 from sidebranch.engine.hardware import ProcessLost, leave
-from sidebranch.engine.inputs import cores
+from sidebranch.engine.inputs import cores, read_images
 from sidebranch.errors import UserError, nearest
 from sidebranch.inspect import (
     Record,
@@ -89,6 +92,25 @@ BACKBONE is a name that timm knows. Nothing is trained, downloaded or kept in me
   sidebranch branches efficientnet_b0
   sidebranch branches resnet50 --at layer2 layer3 --width 1
   sidebranch branches cifar_resnet32 --kind auto --num-classes 100 --json"""
+
+
+PREPARE_HELP = """Put a data set in order before training.
+
+  sidebranch prepare check data/photos
+  sidebranch prepare imagenet-val data/imagenet/val --devkit ILSVRC2012_devkit_t12 --dry-run
+  sidebranch prepare shards data/imagenet data/imagenet-shards"""
+
+CHECK_HELP = """Decode every image under DIR/train and DIR/val, and compare their classes.
+
+Exit status 1 where a file is no image or a class is in only one of them."""
+
+IMAGENET_VAL_HELP = """Move ImageNet's 50,000 flat validation images into a folder a class.
+
+May be interrupted and run again."""
+
+SHARDS_HELP = """Pack a folder of classes, or hf:NAME, into WebDataset tar shards with an index.
+
+Train on them with --data.root OUTPUT, or with the address that OUTPUT is copied to."""
 
 
 COST_NOTE = """Depth: convolutions, of main's after the fork. Width: most channels, by main's.
@@ -165,6 +187,7 @@ def _run(arguments: list[str]) -> int:
         "recipes": _recipes,
         "report": _report,
         "branches": _branches,
+        "prepare": _prepare,
     }
     return run[verb](options)
 
@@ -182,6 +205,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         "recipes": plain(description="List the shipped recipes."),
         "report": plain(description=REPORT_HELP),
         "branches": plain(description=BRANCHES_HELP),
+        "prepare": plain(description=PREPARE_HELP),
     }
     demo = verbs["demo"]
     demo.add_argument("--output", type=str, default="demo", help="Folder for the runs and the report.")
@@ -217,7 +241,24 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     for name, verb in verbs.items():
         first = (verb.description or "").splitlines()[0]
         commands.add_subcommand(name, verb, help=first)
+    _add_kinds(verbs["prepare"], plain)
     return parser, verbs
+
+
+def _add_kinds(verb: ArgumentParser, plain: Callable[..., ArgumentParser]) -> None:
+    """What may be prepared."""
+    kinds = verb.add_subcommands(required=True, metavar="WHAT")
+    checked, sorted_in, packed = (plain(description=text) for text in (CHECK_HELP, IMAGENET_VAL_HELP, SHARDS_HELP))
+    checked.add_argument("folder", type=str, help="With train/CLASS/*.jpg and val/CLASS/*.jpg.")
+    sorted_in.add_argument("folder", type=str, help="Where the images lie.")
+    sorted_in.add_argument("--labels", type=str, default="", help="Lines of image and class (n01751748).")
+    sorted_in.add_argument("--devkit", type=str, default="", help="The unpacked ILSVRC2012_devkit_t12.")
+    sorted_in.add_argument("--dry-run", action="store_true", help="Only say what would be done.")
+    packed.add_argument("root", type=str, help="A folder with train/ and val/, or hf:NAME.")
+    packed.add_argument("output", type=str, help="A new folder.")
+    packed.add_argument("--megabytes", type=int, default=500, help="After so many a shard is full.")
+    for name, kind in {"check": checked, "imagenet-val": sorted_in, "shards": packed}.items():
+        kinds.add_subcommand(name, kind, help=(kind.description or "").splitlines()[0])
 
 
 def _train(parser: ArgumentParser, options: Namespace, recipe_name: str, flags: Sequence[str]) -> int:
@@ -305,6 +346,59 @@ def _export(options: Namespace) -> int:
     else:
         name = export_run(RunFolder(Path(options.run)), options.checkpoint, path)
     print(f"the plain backbone, {name}: {path}")
+    return 0
+
+
+def _prepare(options: Namespace) -> int:
+    what = options.subcommand
+    run = {"check": _check_folder, "imagenet-val": _sort_imagenet_val, "shards": _pack_shards}
+    return run[what](options[what])
+
+
+def _check_folder(options: Namespace) -> int:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("images", total=None)
+        found = prepare.check_folder(Path(options.folder), lambda: progress.advance(task))
+    for name, counts in found.counts.items():
+        sizes = sorted(counts.values())
+        spread = f"{sizes[0]:,} to {sizes[-1]:,} a class"
+        print(f"{name}: {sum(sizes):,} images of {len(sizes):,} classes, {spread}")
+    for path in found.unreadable:
+        print(f"no image: {path}")
+    for label_ in found.differing:
+        has = "train" if label_ in found.counts["train"] else "val"
+        print(f"only in {has}: {label_}")
+    print("nothing is wrong" if found.is_good else f"{len(found.unreadable) + len(found.differing)} things are wrong")
+    return 0 if found.is_good else 1
+
+
+def _sort_imagenet_val(options: Namespace) -> int:
+    folder = Path(options.folder)
+    labels = prepare.read_imagenet_labels(options.labels, options.devkit)
+    moves = prepare.imagenet_val_moves(folder, labels)
+    print(f"{len(labels):,} labels: {len(moves.to_do):,} images to move, {moves.done:,} in place", end="")
+    print(f", {len(moves.missing):,} missing, such as {moves.missing[0]}" if moves.missing else "")
+    if options.dry_run:
+        print("nothing was moved (--dry-run)")
+        return 0
+    prepare.move(moves)
+    left = prepare.imagenet_val_moves(folder, labels)
+    print(f"{left.done:,} images in {len(set(labels.values())):,} classes under '{folder}'")
+    return 1 if left.missing or left.to_do else 0
+
+
+def _pack_shards(options: Namespace) -> int:
+    if options.megabytes < 1:
+        raise UserError(f"--megabytes is {options.megabytes}; it must be at least 1")
+    target = Path(options.output)
+    if (target / "index.json").exists():
+        raise UserError(f"'{target}' holds shards already; give another folder")
+    train_split, val_split = read_images(options.root)
+    splits = {"train": train_split, "val": val_split}
+    counts = write_shards(splits, target, options.megabytes)
+    for name, split in splits.items():
+        print(f"{name}: {len(split):,} images of {len(split.classes):,} classes in {counts[name]:,} shards")
+    print(f"train on them: sidebranch train RECIPE --data.root {target}")
     return 0
 
 

@@ -6,18 +6,25 @@ from sidebranch.data.corruption import corrupt_labels
 from sidebranch.data.crop import FolderTransform
 from sidebranch.data.dali import DaliLoader
 from sidebranch.data.device_loader import DeviceLoader
-from sidebranch.data.folder import IMAGENET, FolderLoader, FolderSplit, folder
+from sidebranch.data.folder import IMAGENET, FolderLoader
+from sidebranch.data.hub import PREFIX as HUB_PREFIX
+from sidebranch.data.hub import hub
+from sidebranch.data.images import Files, ImageSplit
 from sidebranch.data.order import Shard
+from sidebranch.data.scan import folder, scanned
+from sidebranch.data.shards import is_sharded, shards, write_shards
 
 __all__ = [
+    "HUB_PREFIX",
     "IMAGENET",
     "ArraySplit",
     "Augmentation",
     "DaliLoader",
     "DeviceLoader",
+    "Files",
     "FolderLoader",
-    "FolderSplit",
     "FolderTransform",
+    "ImageSplit",
     "Normalisation",
     "Shard",
     "cifar10",
@@ -25,4 +32,9 @@ __all__ = [
     "corrupt_labels",
     "digits",
     "folder",
+    "hub",
+    "is_sharded",
+    "scanned",
+    "shards",
+    "write_shards",
 ]

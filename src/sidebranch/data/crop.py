@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,12 +44,30 @@ class FolderTransform:
         resize: shorter side before cropping, at least `size`.
         scale: whether training crops vary in scale and aspect ratio (random resized crop) or in place only.
         flip: whether half of the training images are mirrored.
+        policy: torchvision's RandAugment (2 operations) or TrivialAugment, after cropping and flipping, or none.
+        magnitude: RandAugment's, from 0 to 30.
+        erase: the probability with which a box of a training image is painted in the mean colour of ImageNet.
     """
 
     size: int = 224
     resize: int = 256
     scale: bool = True
     flip: bool = True
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    magnitude: int = 9
+    erase: float = 0.0
+
+    def distortions(self) -> v2.Compose | None:
+        """What training does to the square, uint8 [3, size, size], beyond cropping and flipping; None for nothing."""
+        steps: list[v2.Transform] = []
+        if self.policy == "randaugment":
+            steps.append(v2.RandAugment(magnitude=self.magnitude))
+        elif self.policy == "trivialaugment":
+            steps.append(v2.TrivialAugmentWide())
+        if self.erase:
+            colour: Any = [124.0, 116.0, 104.0]
+            steps.append(v2.RandomErasing(self.erase, value=colour))
+        return v2.Compose(steps) if steps else None
 
     def build(self, training: bool) -> v2.Compose:
         """PIL image to uint8 [3, size, size], as torchvision does it."""
@@ -84,16 +103,16 @@ def _drawn(transform: v2.RandomResizedCrop | v2.RandomCrop, height: int, width: 
 
 
 @contextmanager
-def drawing(seed: int, epoch: int, index: int) -> Iterator[None]:
+def drawing(what: str, seed: int, epoch: int, index: int) -> Iterator[None]:
     """Torch's generator as it stands for one image in one epoch."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("augment", seed, epoch, index))
+        torch.manual_seed(seed_of(what, seed, epoch, index))
         yield
 
 
 def crop_of(transform: FolderTransform, file: Image.Image, training: bool, seed: int, epoch: int, index: int) -> Crop:
     """The crop of one image in one epoch, of whose file only the header is read."""
-    with drawing(seed, epoch, index):
+    with drawing("augment", seed, epoch, index):
         return transform.crop(*file.size, training)
 
 

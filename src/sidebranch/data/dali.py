@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from sidebranch.data.augment import Normalisation
 from sidebranch.data.crop import UNREADABLE, Crop, FolderTransform, crop_of, cut
-from sidebranch.data.folder import IMAGENET, FolderSplit
+from sidebranch.data.folder import IMAGENET
+from sidebranch.data.images import ImageSplit
 from sidebranch.data.order import Shard, batches_of, steps_of
 from sidebranch.errors import UserError
 
@@ -49,7 +49,7 @@ class DaliLoader:
 
     def __init__(
         self,
-        split: FolderSplit,
+        split: ImageSplit,
         transform: FolderTransform,
         batch_size: int,
         *,
@@ -76,7 +76,7 @@ class DaliLoader:
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [N, 3, H, W] and labels [N] of this epoch, from batch `start` on; N is 0 where all were skipped."""
         order = {"seed": self.seed, "epoch": epoch, "shuffle": self.training, "drop_last": self.drop_last}
-        indices = batches_of(len(self.split), self.batch_size, **order, shard=self.shard)
+        indices = batches_of(len(self.split), self.batch_size, **order, shard=self.shard, groups=self.split.groups)
         under_way: deque[_Batch] = deque()
         with ThreadPoolExecutor(self.threads) as readers:
             try:
@@ -93,10 +93,10 @@ class DaliLoader:
                     self._pipeline = None
 
     def _read(self, readers: ThreadPoolExecutor, index: list[int], epoch: int) -> _Batch:
-        paths = [self.split.paths[at] for at in index]
         batch = _Batch([], [], [], torch.empty(0), [])
         good = []
-        for at, path, file in zip(index, paths, readers.map(_bytes_of, paths), strict=True):
+        for at, file in zip(index, readers.map(self._bytes_of, index), strict=True):
+            path = self.split.name(at)
             try:
                 with Image.open(io.BytesIO(file)) as opened:  # the header only
                     batch.crops.append(crop_of(self.transform, opened, self.training, self.seed, epoch, at))
@@ -108,6 +108,13 @@ class DaliLoader:
             batch.paths.append(path)
         batch.labels = self.split.labels[good]
         return batch
+
+    def _bytes_of(self, index: int) -> bytes:
+        """A file's content; empty if it cannot be read."""
+        try:
+            return self.split.read(index)
+        except OSError:
+            return b""
 
     def _feed(self, batch: _Batch) -> None:
         if not batch.files:
@@ -155,14 +162,6 @@ class DaliLoader:
                 batch.bad.append(path)
         batch.labels = batch.labels[good]
         return torch.stack(squares) if squares else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-
-
-def _bytes_of(path: str) -> bytes:
-    """A file's content; empty if it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""
 
 
 def _pipeline(size: int, batch_size: int, threads: int, device: torch.device) -> Any:

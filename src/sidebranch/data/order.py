@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sidebranch.seeding import generator
 
+WINDOW = 16  # shards whose images are mixed
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -26,7 +28,16 @@ class Shard:
 
 
 def batches_of(
-    count: int, batch_size: int, *, seed: int, epoch: int, shuffle: bool, drop_last: bool, shard: Shard
+    count: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    drop_last: bool,
+    shard: Shard,
+    groups: Tensor | None = None,
+    repeats: int = 1,
 ) -> list[Tensor]:
     """This rank's indices, batch by batch.
 
@@ -35,14 +46,31 @@ def batches_of(
         batch_size: images a step over all ranks together.
         shuffle: draw a new order every epoch; else the order on disk.
         drop_last: leave out a last batch that is not full.
+        groups: [count], ascending: the shard that each image lies in. Whole shards are put in a new order, and the
+            images of a window of them, so that shards are read one after another.
+        repeats: how often an image comes, one after another, in a shuffled epoch of so many images all the same; its
+            second and further times are count, 2 count, ... above its index (repeated augmentation).
 
     Returns:
         One int64 tensor a step. A global batch is dealt out to the ranks in turn, so that whichever number of ranks
         trains sees the same global batches; of a small last one, a rank may have no share.
     """
-    order = torch.randperm(count, generator=generator("order", seed, epoch)) if shuffle else torch.arange(count)
+    order = _shuffled(count, groups, generator("order", seed, epoch)) if shuffle else torch.arange(count)
+    if shuffle and repeats > 1:
+        kept = order[: -(-count // repeats)]
+        order = (kept[:, None] + count * torch.arange(repeats)).flatten()[:count]
     steps = steps_of(count, batch_size, shuffle=shuffle, drop_last=drop_last)
     return [batch[shard.rank :: shard.world_size] for batch in order.split(batch_size)[:steps]]
+
+
+def _shuffled(count: int, groups: Tensor | None, draws: torch.Generator) -> Tensor:
+    if groups is None:
+        return torch.randperm(count, generator=draws)
+    sizes = torch.bincount(groups).tolist()
+    parts = torch.arange(count).split(sizes)
+    turns = torch.randperm(len(parts), generator=draws).tolist()
+    windows = [torch.cat([parts[turn] for turn in turns[at : at + WINDOW]]) for at in range(0, len(turns), WINDOW)]
+    return torch.cat([window[torch.randperm(len(window), generator=draws)] for window in windows])
 
 
 def steps_of(count: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> int:

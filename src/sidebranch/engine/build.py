@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
+from timm.optim import (
+    Lamb,  # pyright: ignore[reportPrivateImportUsage]
+    param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
+    param_groups_weight_decay,  # pyright: ignore[reportPrivateImportUsage]
+)
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -121,8 +128,15 @@ def build_roots(config: SamplingConfig) -> MovingRoots:
     return MovingRoots(config.roots, config.per)
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[Tensor], fused: bool = False) -> Optimizer:
-    """The learning rate is set at every step by `schedule.learning_rate`; `fused` updates all weights by one kernel."""
+def build_optimizer(config: OptimConfig, net: BranchedModel, fused: bool = False) -> Optimizer:
+    """The learning rate is set at every step by `schedule.learning_rate`; `fused` updates all weights by one kernel.
+
+    Raises:
+        UserError: rates are to decay from layer to layer, and timm knows none in this backbone.
+    """
+    parameters = _parameter_groups(config, net)
+    if config.name == "lamb":
+        return Lamb(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay)
     common = {"weight_decay": config.weight_decay, "fused": fused or None}
     if config.name == "sgd":
         return SGD(parameters, config.lr, momentum=config.momentum, nesterov=config.nesterov, **common)
@@ -130,8 +144,29 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[Tensor], fused: bo
     return kind(parameters, config.lr, betas=config.betas, amsgrad=config.amsgrad, **common)
 
 
+def _parameter_groups(config: OptimConfig, net: BranchedModel) -> Any:
+    """The parameters; in groups where some decay less, or learn at a lower rate (`lr_scale`)."""
+    decay, spares = config.weight_decay, not config.decay_vectors
+    if config.layer_decay == 1.0:
+        return param_groups_weight_decay(net, decay) if spares else net.parameters()
+    if not hasattr(net.backbone, "group_matcher"):
+        kind = type(net.backbone).__name__
+        raise UserError(f"optim.layer_decay needs a backbone whose layers timm has put in order; {kind} is none")
+    layers = {"weight_decay_exclude_1d": spares, "layer_decay": config.layer_decay}
+    branches = param_groups_weight_decay(net.branches, decay) if spares else [{"params": net.branches.parameters()}]
+    return [*param_groups_layer_decay(net.backbone, decay, **layers), *(branches if len(net.branches) else [])]
+
+
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Labels [N] as they are, or as probabilities [N, K] if smoothed."""
+    """Labels [N], or mixed ones [N, K], as they are, or as probabilities [N, K] if smoothed."""
     if not smoothing:
         return labels
-    return nn.functional.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+    mixed = nn.functional.one_hot(labels, num_classes).float() if labels.ndim == 1 else labels
+    return mixed * (1 - smoothing) + smoothing / num_classes
+
+
+def with_synced_batchnorm(net: BranchedModel) -> BranchedModel:
+    """The same network, whose batch norms take their statistics over all processes; CUDA devices only."""
+    net.release()
+    branches = [SideBranch(name, net.places[name], convert_sync_batchnorm(body)) for name, body in net.branches.items()]
+    return BranchedModel(convert_sync_batchnorm(net.backbone), branches)

@@ -21,7 +21,18 @@ def check(config: Config) -> None:
         ("data.padding", data.padding, 0 <= data.padding <= 512, "a number of pixels up to 512, or 0 for no cropping"),
         ("data.corrupt_rate", data.corrupt_rate, 0 <= data.corrupt_rate <= 1, "a share from 0 to 1"),
         ("data.image_size", data.image_size, data.image_size >= 1, "at least 1"),
-        ("data.resize", data.resize, data.resize >= data.image_size, "at least data.image_size"),
+        ("data.eval_size", data.eval_size, data.eval_size >= 0, "a side in pixels, or 0 for data.image_size"),
+        (
+            "data.resize",
+            data.resize,
+            data.resize >= max(data.image_size, data.eval_size),
+            "at least data.image_size and data.eval_size",
+        ),
+        ("data.magnitude", data.magnitude, 0 <= data.magnitude <= 30, "from 0 to 30"),
+        ("data.erase", data.erase, 0 <= data.erase <= 1, "a probability"),
+        ("data.repeats", data.repeats, data.repeats >= 1, "at least 1"),
+        ("data.mixup", data.mixup, data.mixup >= 0, "an alpha such as 0.2, or 0 for none"),
+        ("data.cutmix", data.cutmix, data.cutmix >= 0, "an alpha such as 1, or 0 for none"),
         ("data.workers", data.workers, data.workers >= 0, "0 or more"),
         ("objective.mimicry", objective.mimicry, objective.mimicry >= 0, "0 or more"),
         ("objective.mimicry_ramp", objective.mimicry_ramp, objective.mimicry_ramp >= 0, "a number of epochs, or 0"),
@@ -46,6 +57,9 @@ def check(config: Config) -> None:
         ("optim.nesterov", optim.nesterov, not optim.nesterov or optim.momentum > 0, "false where momentum is 0"),
         ("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
         ("optim.betas", optim.betas, all(0 <= beta < 1 for beta in optim.betas), "two numbers from 0 to below 1"),
+        ("optim.layer_decay", optim.layer_decay, 0 < optim.layer_decay <= 1, "a factor above 0 and up to 1"),
+        ("optim.accumulate", optim.accumulate, optim.accumulate >= 1, "at least 1"),
+        ("optim.skip_nonfinite", optim.skip_nonfinite, optim.skip_nonfinite >= 0, "a number of steps"),
         ("optim.warmup", optim.warmup, 0 <= optim.warmup < 1, "a share of all steps, from 0 to below 1"),
         ("optim.ema", optim.ema, 0 <= optim.ema < 1, "a decay such as 0.999, or 0 for none"),
         ("optim.clip", optim.clip, optim.clip >= 0, "a largest norm, or 0 for none"),
@@ -76,6 +90,9 @@ def check(config: Config) -> None:
         raise UserError(
             "branches.at, depth, width and init go with model.branches auto; the published are what they are"
         )
+    distorts = data.policy != "none" or data.erase or data.repeats > 1
+    if distorts and (data.name != "folder" or data.backend == "dali"):
+        raise UserError("data.policy, erase and repeats go with data.name folder and data.backend draft or torchvision")
     if config.sampling.roots and config.branches.roots == "end":
         raise UserError("sampling.roots are probabilities of places to emerge from; they go with branches.roots stage")
     if runtime.compile in (True, "cuda_graphs") and runtime.checkpoint_activations:

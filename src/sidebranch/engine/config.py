@@ -106,9 +106,10 @@ class DataConfig:
     """Images and labels.
 
     Args:
-        name: `digits` (comes with scikit-learn), `cifar10`, `cifar100`, or `folder`: train/CLASS/*.jpg and
-            val/CLASS/*.jpg.
-        root: where the data lie; CIFAR is downloaded there if it is missing.
+        name: `digits` (comes with scikit-learn), `cifar10`, `cifar100`, or `folder`: images of any size.
+        root: where the data lie; CIFAR is downloaded there if it is missing. folder: a folder with train/CLASS/*.jpg
+            and val/CLASS/*.jpg; a folder or an address of WebDataset shards that `sidebranch prepare shards` wrote; or
+            `hf:NAME`, a data set of Hugging Face.
         batch_size: images a step, over all devices together.
         limit: train on the first so many images only (folder: so many of a fixed random order); 0 takes all.
         padding: pixels around the image before a random crop; 0 turns cropping off (digits and CIFAR).
@@ -118,8 +119,13 @@ class DataConfig:
         corrupt_rate: share of the training labels to replace, to probe robustness.
         corrupt_mode: replace by a `random` label, or by a `wrong` one.
         image_size: folder: side of the square that the network sees.
+        eval_size: folder: side of the square at validation; 0 takes image_size.
         resize: folder: shorter side before cropping.
         scale: folder: training crops vary in scale and aspect ratio.
+        policy: folder: torchvision's `randaugment` or `trivialaugment` after the crop.
+        magnitude: folder: of randaugment, 0 to 30.
+        erase: folder: probability that a box of a training image is painted over.
+        repeats: folder: times that a training image comes in an epoch, of as many fewer images: repeated augmentation.
         backend: folder: `draft`, Pillow, which decodes a JPEG no larger than its crop needs; `torchvision`, its
             transforms on whole images, as in the papers; `dali`, NVIDIA DALI, on a CUDA device where there is one.
         workers: folder: processes that decode images, at most one a core.
@@ -140,8 +146,13 @@ class DataConfig:
     corrupt_rate: float = 0.0
     corrupt_mode: Literal["random", "wrong"] = "random"
     image_size: int = 224
+    eval_size: int = 0
     resize: int = 256
     scale: bool = True
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    magnitude: int = 9
+    erase: float = 0.0
+    repeats: int = 1
     backend: Literal["draft", "torchvision", "dali"] = "draft"
     workers: int = 4
     on_corrupt: Literal["error", "skip"] = "error"
@@ -154,12 +165,14 @@ class OptimConfig:
     """Optimiser and schedule.
 
     Args:
-        name: `sgd`, `adam` or `adamw`.
+        name: `sgd`, `adam`, `adamw` or `lamb`.
         lr: peak learning rate.
         epochs: passes over the training images.
         momentum: sgd.
         nesterov: sgd.
         weight_decay: on all parameters, as in the papers.
+        decay_vectors: false spares biases and the parameters of norms from it.
+        layer_decay: factor of the learning rate from each layer of the backbone to the one below it, as timm has them.
         betas: adam, adamw.
         amsgrad: adam, adamw.
         schedule: `constant`; `multi_step`, times `gamma` at each of `milestones`; `cosine`, down to 0; `one_cycle`, up
@@ -176,12 +189,14 @@ class OptimConfig:
             backbone, which brings pretrained weights, stands still.
     """
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
     lr: float = 0.1
     epochs: int = 40
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
+    decay_vectors: bool = True
+    layer_decay: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     amsgrad: bool = False
     schedule: Literal["constant", "multi_step", "cosine", "one_cycle"] = "multi_step"
@@ -209,6 +224,7 @@ class RuntimeConfig:
             earn back the minute that it takes. `cuda_graphs`: also replay a step's kernels as one graph, for small
             networks whose steps are all of one shape.
         deterministic: only kernels that give the same bits every time, at some speed on CUDA devices; CPUs always do.
+        sync_batchnorm: statistics of batch norm over the whole batch, not over each device's share.
         replicas: runs to train at once on the device, each in a process of its own: this seed and those after it.
         checkpoint_activations: keep only the stages' inputs, and run each stage again in the backward pass: far less
             memory for about a third more time.
@@ -223,6 +239,7 @@ class RuntimeConfig:
     channels_last: Literal["auto", "yes", "no"] = "auto"
     compile: bool | Literal["auto", "cuda_graphs"] = "auto"
     deterministic: bool = False
+    sync_batchnorm: bool = False
     replicas: int = 1
     checkpoint_activations: bool = False
     checkpoint_minutes: float = 10.0

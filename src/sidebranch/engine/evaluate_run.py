@@ -64,7 +64,7 @@ def _moved(config: Config, data_root: str) -> Config:
 
 
 def _evaluate(config: Config, network: BranchedModel, inputs: Inputs) -> Errors:
-    fabric = launch(config.runtime)
+    fabric = launch(replace(config.runtime, devices=1, num_nodes=1))
     if hardware(config.runtime, fabric.device).channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     names = network.names

@@ -41,8 +41,8 @@ class Inputs:
 
     config: DataConfig
     seed: int
-    train: sources.ArraySplit | sources.FolderSplit
-    val: sources.ArraySplit | sources.FolderSplit
+    train: sources.ArraySplit | sources.ImageSplit
+    val: sources.ArraySplit | sources.ImageSplit
     shape: tuple[int, ...]
 
     @property
@@ -53,10 +53,16 @@ class Inputs:
     def described(self) -> dict[str, Any]:
         """What one must know to feed the trained network: size, normalisation of pixels in [0, 1], class names."""
         scale = self.val.normalisation if isinstance(self.val, sources.ArraySplit) else sources.IMAGENET
-        known = {"input_size": list(self.shape), "mean": list(scale.mean), "std": list(scale.std)}
+        known = {"input_size": list(self.eval_shape), "mean": list(scale.mean), "std": list(scale.std)}
         if self.config.name == "folder":
             known["resize"] = self.config.resize
         return {**known, "classes": list(self.classes)}
+
+    @property
+    def eval_shape(self) -> tuple[int, ...]:
+        """Of a validation image as the network sees it."""
+        size = self.config.eval_size
+        return (3, size, size) if self.config.name == "folder" and size else self.shape
 
     def train_loader(self, device: torch.device, shard: sources.Shard = sources.Shard()) -> Loader:
         """Shuffled and augmented."""
@@ -68,7 +74,7 @@ class Inputs:
 
     def _loader(
         self,
-        split: sources.ArraySplit | sources.FolderSplit,
+        split: sources.ArraySplit | sources.ImageSplit,
         device: torch.device,
         shard: sources.Shard,
         training: bool,
@@ -86,14 +92,23 @@ class Inputs:
                 drop_last=drop_last,
                 shard=shard,
             )
+        repeats = config.repeats if training else 1
         decoders = {
-            "draft": sources.FolderLoader,
-            "torchvision": partial(sources.FolderLoader, exact=True),
+            "draft": partial(sources.FolderLoader, repeats=repeats),
+            "torchvision": partial(sources.FolderLoader, exact=True, repeats=repeats),
             "dali": sources.DaliLoader,
         }
         return decoders[config.backend](
             split,
-            sources.FolderTransform(config.image_size, config.resize, config.scale, config.flip),
+            sources.FolderTransform(
+                config.image_size if training else self.eval_shape[1],
+                config.resize,
+                config.scale,
+                config.flip,
+                config.policy,
+                config.magnitude,
+                config.erase,
+            ),
             config.batch_size,
             device=device,
             training=training,
@@ -112,7 +127,7 @@ def read_inputs(config: DataConfig, seed: int) -> Inputs:
         UserError: it is missing, damaged or wrongly laid out, or the config asks for more than it has.
     """
     if config.name == "folder":
-        train, val = sources.folder(config.root)
+        train, val = read_images(config.root)
         shape = (3, config.image_size, config.image_size)
     else:
         train, val = _arrays(config)
@@ -133,6 +148,13 @@ def read_inputs(config: DataConfig, seed: int) -> Inputs:
 def cores() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_images(root: str) -> tuple[sources.ImageSplit, sources.ImageSplit]:
+    """Whatever the root is: a data set of Hugging Face, shards, or a folder of classes."""
+    if root.startswith(sources.HUB_PREFIX):
+        return sources.hub(root)
+    return sources.shards(root) if sources.is_sharded(root) else sources.folder(root)
 
 
 def _arrays(config: DataConfig) -> tuple[sources.ArraySplit, sources.ArraySplit]:

@@ -39,6 +39,8 @@ from sidebranch.engine.weights import write_backbone
 from sidebranch.errors import UserError, reason
 
 Row = dict[str, float]
+WAITING = 0.3  # share of an epoch
+MANY_STEPS = 20  # of an epoch: in fewer, the loader's start shows
 
 
 def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: Reporter | None = None) -> list[Row]:
@@ -101,6 +103,7 @@ class _Run:
         shard = Shard(fabric.global_rank, fabric.world_size, fabric.world_size // config.runtime.num_nodes)
         with fabric.rank_zero_first(local=True):  # it downloads, or writes an index
             inputs = read_inputs(config.data, config.seed)
+        self.classes = inputs.classes
         self.num_classes, self.in_chans = len(inputs.classes), inputs.shape[0]
         self.train_images = len(inputs.train)
         self.described = inputs.described | ({"small_input": True} if config.model.small_input else {})
@@ -118,15 +121,21 @@ class _Run:
         self.choices = hardware(config.runtime, self.device, config.optim.epochs * len(self.train_loader))
         if self.choices.channels_last:
             self.inner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if config.runtime.sync_batchnorm and fabric.world_size > 1:
+            if self.device.type != "cuda":
+                raise UserError(f"runtime.sync_batchnorm needs CUDA devices, this is {self.device.type}")
+            self.inner = build.with_synced_batchnorm(self.inner)
         self.inner.to(self.device)
         self._try_out(inputs.shape)
+        if inputs.eval_shape != inputs.shape:
+            self._try_out(inputs.eval_shape)
         decay = config.optim.ema
         self.ema = ModelEmaV3(self.inner, decay=decay, use_warmup=True) if decay else None
         if config.runtime.checkpoint_activations:
             checkpoint_stages(self.inner)
         for each in [self.inner] if self.ema is None else [self.inner, self.ema.module]:
             compile_network(each, self.choices.compile)
-        optimizer = build.build_optimizer(config.optim, self.inner.parameters(), fused=self._may_fuse())
+        optimizer = build.build_optimizer(config.optim, self.inner, fused=self._may_fuse())
         network, self.optimizer = fabric.setup(self.inner, optimizer, _reapply_compile=False)
         self.train_step = TrainStep(
             config,
@@ -145,6 +154,8 @@ class _Run:
         self.best = {"epoch": 0, "top1": float("inf")}
         self.writer: SummaryWriter | None = None
         self.corrupt = 0  # files left out
+        self.skipped = 0  # steps left out, as reported
+        self.warned = False
         self.saving = Behind()
         self.saved = time.perf_counter()
 
@@ -170,6 +181,7 @@ class _Run:
             )
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.rows, self.best = state["rows"], state["best"]
+        self.train_step.skipped = self.skipped = state.get("skipped", 0)
         self.fabric._precision.load_state_dict(state.get("precision", {}))
         if self.fabric.is_global_zero:  # it has everyone's
             self.train_step.meter.sums.copy_(state["meter"])
@@ -185,6 +197,7 @@ class _Run:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
+            "skipped": self.train_step.skipped,
             "rows": self.rows,
             "best": self.best,
             "meter": self._summed(self.train_step.meter.sums),
@@ -212,6 +225,8 @@ class _Run:
         epochs = self.config.optim.epochs
         if self.fabric.is_global_zero:
             self.folder.write_config(recipe.dump(self.config))
+            self.folder.write_classes(self.classes)
+            self.folder.need_room(self._bytes())
             self.folder.write_environment(self.device, choices=asdict(self.choices), parameters=self._parameters())
             self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done + 1 if self.done else None)
             self._mend()
@@ -297,11 +312,23 @@ class _Run:
         alone = self.fabric.world_size == 1
         seconds_before = self.seconds
         total = torch.zeros(())
-        for images, labels in self.train_loader.batches(self.epoch, self.step):
+        waited, batches = 0.0, self.train_loader.batches(self.epoch, self.step)
+        while True:
+            asked = time.perf_counter()
+            if (batch := next(batches, None)) is None:
+                break
+            waited += time.perf_counter() - asked
+            images, labels = batch
             moment = Moment(self.epoch, self.step, len(self.train_loader))
             if len(labels) or not alone:  # a batch of which nothing could be read moves nothing
                 total = self.train_step(images, labels, moment)
             self.step += 1
+            if self.train_step.skipped > self.skipped:
+                self.skipped = self.train_step.skipped
+                self.reporter.say(
+                    f"left out epoch {self.epoch + 1}, step {self.step}: not finite in {self.train_step.skipped_in} "
+                    f"({self.skipped} of up to {self.config.optim.skip_nonfinite})"
+                )
             if self.step % self.config.runtime.log_every == 0:
                 self._log_step(total, (self.step - first_step) / (time.perf_counter() - started))
             if alone or self.step % self.config.runtime.log_every == 0:
@@ -313,6 +340,7 @@ class _Run:
                     self._stop(stop)
         self._check_finite()
         training = time.perf_counter() - started
+        self._watch(waited / max(training, 1e-9), self.step - first_step)
         self.seconds = seconds_before + training
         images_per_second = (self.step - first_step) * self.config.data.batch_size / max(training, 1e-9)
         self._end_epoch(images_per_second)
@@ -324,6 +352,15 @@ class _Run:
         speed = steps_per_second * self.config.data.batch_size
         self.reporter.step(self.epoch, self.step, self.done, speed, readings)
         self._write_events({"step/loss": float(total), "step/lr": self._learning_rate()})
+
+    def _watch(self, waiting: float, steps: int) -> None:
+        """Warns, once, where the time of an epoch goes to waiting for data."""
+        if waiting > WAITING and steps >= MANY_STEPS and not self.warned:
+            self.warned = True
+            self.reporter.say(
+                f"{waiting:.0%} of epoch {self.epoch + 1} went to waiting for images; more --data.workers (at most "
+                f"one a core; now {self.config.data.workers}), smaller files, shards or --data.backend dali may help"
+            )
 
     def _learning_rate(self) -> float:
         """Of the last step."""
@@ -419,6 +456,12 @@ class _Run:
             source = self.inner if self.ema is None else self.ema.module
             name = self.config.model.name
             write_backbone(source.backbone, self.folder.weights, name, self.num_classes, self.in_chans, self.described)
+
+    def _bytes(self) -> int:
+        """Of a checkpoint, at most: Adam and AMSGrad keep three numbers for every weight."""
+        weights = sum(each.nbytes for each in self.inner.state_dict().values())
+        kept = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}[self.config.optim.name] + self.config.optim.amsgrad
+        return weights * (1 + kept + (self.ema is not None))
 
     def _parameters(self) -> dict[str, int]:
         shipped = sum(each.numel() for each in self.inner.backbone.parameters())

@@ -7,6 +7,7 @@ import datetime
 import io
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,11 @@ class RunFolder:
         return self.root / "environment.json"
 
     @property
+    def classes(self) -> Path:
+        """Class to index, JSON."""
+        return self.root / "classes.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -88,7 +94,13 @@ class RunFolder:
         """Takes back what `claim` and a start that came to nothing left; never a run with a checkpoint."""
         if self.last.exists():
             return
-        for path in (self.config, self.environment, self.root / ".lock", *self.root.glob("events.out.tfevents.*")):
+        for path in (
+            self.config,
+            self.environment,
+            self.classes,
+            self.root / ".lock",
+            *self.root.glob("events.out.tfevents.*"),
+        ):
             path.unlink(missing_ok=True)
         for folder in (self.last.parent, self.root):
             if folder.is_dir() and not any(folder.iterdir()):
@@ -96,6 +108,26 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         write_text(self.config, text)
+
+    def write_classes(self, names: Sequence[str]) -> None:
+        text = json.dumps({name: index for index, name in enumerate(names)}, indent=1, ensure_ascii=False)
+        write_text(self.classes, text + "\n")
+
+    def need_room(self, size: int) -> None:
+        """Refuses a disk that the checkpoints will not fit on.
+
+        Args:
+            size: bytes of one checkpoint.
+
+        Raises:
+            UserError: there is no room for the last, the one before, the best, and one that is being written.
+        """
+        wanted, free = 4 * size, shutil.disk_usage(self.root).free
+        if free < wanted:
+            raise UserError(
+                f"the disk of '{self.root}' has {free / 1e6:,.0f} MB left, the run's checkpoints take up to "
+                f"{wanted / 1e6:,.0f} MB; make room, or give another --output"
+            )
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """One line an epoch. Rewritten whole: no row is lost or doubled by a crash."""

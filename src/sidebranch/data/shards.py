@@ -1,0 +1,205 @@
+"""WebDataset tar shards with an index beside them, so that any image may be read by its number.
+
+A folder, or the address of one, holds `index.json` and the shards that it names: tar files in WebDataset's layout, each
+image with its class beside it, readable by any WebDataset reader. The index also says where in its shard each image
+lies: an epoch is exactly as long as the split, every process and worker reads what is its share and no more, and a run
+goes on in the middle of an epoch without reading what was before. Shards at an address are downloaded when they are
+first needed, by WebDataset's readers, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidebranch.data.images import ImageSplit, compared
+from sidebranch.data.scan import cache_folder
+from sidebranch.errors import UserError, reason
+from sidebranch.seeding import generator
+
+INDEX = "index.json"
+FORMAT = 1
+OPEN = 64  # shards that a worker keeps open
+
+
+class Shards:
+    """Images in tar files.
+
+    Args:
+        root: the folder or address of the shards.
+        names: of the shards, in order.
+        groups: [N], the shard of each image.
+        places: [N, 2], offset and length of each image in its shard, in bytes.
+    """
+
+    def __init__(self, root: str, names: Sequence[str], groups: Tensor, places: Tensor) -> None:
+        self.root, self.names, self.groups, self.places = root, tuple(names), groups, places
+        self._open: dict[int, io.BufferedReader] = {}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, number: int) -> bytes:
+        offset, length = self.places[number].tolist()
+        file = self._shard(int(self.groups[number]))
+        content = os.pread(file.fileno(), length, offset)
+        if len(content) < length:
+            raise OSError(f"'{file.name}' ends before its index does")
+        return content
+
+    def name(self, number: int) -> str:
+        return f"{self.root}/{self.names[int(self.groups[number])]}, byte {int(self.places[number, 0])}"
+
+    def _shard(self, number: int) -> io.BufferedReader:
+        if number not in self._open:
+            if len(self._open) >= OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[number] = open(local(f"{self.root}/{self.names[number]}"), "rb")  # noqa: SIM115 (closed above)
+        return self._open[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # each worker opens its own
+
+
+def is_sharded(root: str) -> bool:
+    """Whether a data root is one of shards: an address, or a folder with an index."""
+    return _is_address(root) or (Path(root) / INDEX).is_file()
+
+
+def shards(root: str) -> tuple[ImageSplit, ImageSplit]:
+    """The train and val splits of a folder, or an address, of shards.
+
+    Raises:
+        UserError: there is no index, it is not ours, or a local shard is missing or of another length.
+    """
+    root = root.rstrip("/")
+    try:
+        index = json.loads(Path(local(f"{root}/{INDEX}")).read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise UserError(f"'{root}/{INDEX}' has format {index['format']}, this sidebranch reads {FORMAT}")
+        classes = tuple(map(str, index["classes"]))
+        train, val = (_split(root, index["splits"][name], classes) for name in ("train", "val"))
+    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{root}/{INDEX}' is no index of `sidebranch prepare shards` ({reason(error)})") from error
+    except OSError as error:
+        raise UserError(f"cannot read '{root}/{INDEX}' ({reason(error)})") from error
+    return compared(train, val, root)
+
+
+def _split(root: str, parts: Sequence[dict[str, Any]], classes: tuple[str, ...]) -> ImageSplit:
+    counts = torch.tensor([len(part["labels"]) for part in parts])
+    labels = torch.tensor([label for part in parts for label in part["labels"]])
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise ValueError("labels beyond its classes")
+    places = torch.tensor([place for part in parts for place in part["places"]]).view(-1, 2)
+    for part in parts:
+        if not _is_address(root):
+            path = Path(root) / part["name"]
+            if not path.is_file() or path.stat().st_size != part["bytes"]:
+                raise UserError(f"the shard '{path}' is missing or not as long as '{root}/{INDEX}' says")
+    groups = torch.arange(len(parts)).repeat_interleave(counts)
+    return ImageSplit.whole(Shards(root, [part["name"] for part in parts], groups, places), labels, classes)
+
+
+def local(path: str) -> str:
+    """A local file of this content: itself, or the download of an address."""
+    if not _is_address(path):
+        return path
+    base, _, name = path.rpartition("/")
+    kept = cache_folder() / "shards" / hashlib.sha256(base.encode()).hexdigest()[:24] / name
+    if kept.is_file() and name != INDEX:
+        return str(kept)
+    temporary = kept.with_name(f".{name}.{os.getpid()}.tmp")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with webdataset().gopen(path) as stream, open(temporary, "wb") as file:
+            while piece := stream.read(1 << 20):
+                file.write(piece)
+        temporary.replace(kept)
+    except Exception as error:  # whatever the address's reader raises
+        raise OSError(f"downloading {path} failed: {reason(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return str(kept)
+
+
+def _is_address(root: str) -> bool:
+    scheme = root.partition(":")[0]
+    return len(scheme) > 1 and scheme.isalnum() and root.startswith(f"{scheme}:") and not Path(root).exists()
+
+
+def webdataset() -> Any:
+    """The library, or an error that says how to get it."""
+    try:
+        return importlib.import_module("webdataset")
+    except ImportError as error:
+        raise UserError("tar shards need WebDataset: pip install 'sidebranch[shards]'") from error
+
+
+def write_shards(splits: dict[str, ImageSplit], target: Path, megabytes: int) -> dict[str, int]:
+    """Writes both splits as shards, and at last their index.
+
+    The training images are put in a fixed random order first, so that a shard holds all classes.
+
+    Args:
+        splits: `train` and `val`.
+        target: the folder.
+        megabytes: after so many a shard is full.
+
+    Returns:
+        The number of shards a split.
+
+    Raises:
+        UserError: an image cannot be read, or a shard not be written.
+    """
+    library = webdataset()
+    try:
+        return _written(library, splits, target, megabytes)
+    except OSError as error:
+        raise UserError(f"cannot pack '{target}' ({reason(error)}); run it again to begin anew") from error
+
+
+def _written(library: Any, splits: dict[str, ImageSplit], target: Path, megabytes: int) -> dict[str, int]:
+    target.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {"format": FORMAT, "classes": list(splits["train"].classes), "splits": {}}
+    for name, split in splits.items():
+        order = torch.arange(len(split))
+        if name == "train":
+            order = torch.randperm(len(split), generator=generator("shards"))
+        written: list[str] = []
+        writer = library.ShardWriter(
+            f"{target}/{name}-%06d.tar", maxsize=megabytes * 1e6, verbose=0, post=written.append
+        )
+        try:
+            for place, at in enumerate(order.tolist()):
+                ending = Path(split.name(at)).suffix.lower().lstrip(".") or "jpg"
+                label = int(split.labels[at])
+                writer.write({"__key__": f"{place:09d}", ending: split.read(at), "cls": str(label).encode()})
+        finally:
+            writer.close()
+        index["splits"][name] = [_described(path) for path in map(Path, written)]
+    (target / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return {name: len(parts) for name, parts in index["splits"].items()}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """A shard's entry in the index."""
+    labels, places = [], []
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.endswith(".cls"):
+                content = tar.extractfile(member)
+                labels.append(int(content.read()) if content is not None else -1)
+            else:
+                places.append([member.offset_data, member.size])
+    return {"name": path.name, "bytes": path.stat().st_size, "labels": labels, "places": places}
