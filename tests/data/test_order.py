@@ -39,3 +39,22 @@ def test_ranks_share_each_global_batch(world_size):
     for step, whole in enumerate(indices()[: len(shares[0])]):
         together = torch.cat([share[step] for share in shares])
         assert sorted(together.tolist()) == sorted(whole.tolist())
+
+
+def test_shards_are_read_one_window_after_another(monkeypatch):
+    monkeypatch.setattr("sidebranch.data.order.WINDOW", 2)
+    groups = torch.arange(10).repeat_interleave(10)
+    order = torch.cat(batches_of(100, 10, seed=0, epoch=0, shuffle=True, drop_last=False, shard=Shard(), groups=groups))
+    assert sorted(order.tolist()) == list(range(100))
+    for window in groups[order].split(20):
+        assert len(window.unique()) == 2
+    assert groups[order].tolist() != sorted(groups[order].tolist())
+
+
+def test_repeats_come_together_in_an_epoch_of_the_same_length():
+    options = {"seed": 0, "epoch": 0, "shuffle": True, "drop_last": False, "shard": Shard()}
+    order = torch.cat(batches_of(10, 4, **options, repeats=3))
+    assert len(order) == 10
+    assert len((order % 10).unique()) == 4
+    assert (order % 10)[:9].view(3, 3).eq((order % 10)[:9:3, None]).all()
+    assert (order // 10)[:9].tolist() == [0, 1, 2] * 3

@@ -125,6 +125,11 @@ VARIANTS = {
         "sampling": {"roots": {"b1": [0.5, 0.25, 0.25]}, "per": "step"},
         "optim": {"new_layers_epochs": 1},
     },
+    "mixing, pieces, LAMB, vectors that do not decay": {
+        "data": {"mixup": 0.2, "cutmix": 1.0},
+        "objective": {"label_smoothing": 0.1},
+        "optim": {"name": "lamb", "lr": 0.003, "accumulate": 3, "decay_vectors": False, "skip_nonfinite": 2},
+    },
 }
 
 

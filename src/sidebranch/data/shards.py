@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import json
 import os
 import tarfile
@@ -29,7 +28,6 @@ from sidebranch.seeding import generator
 
 INDEX = "index.json"
 FORMAT = 1
-OPEN = 64  # shards that a worker keeps open
 
 
 class Shards:
@@ -44,31 +42,21 @@ class Shards:
 
     def __init__(self, root: str, names: Sequence[str], groups: Tensor, places: Tensor) -> None:
         self.root, self.names, self.groups, self.places = root, tuple(names), groups, places
-        self._open: dict[int, io.BufferedReader] = {}
 
     def __len__(self) -> int:
         return len(self.places)
 
     def read(self, number: int) -> bytes:
         offset, length = self.places[number].tolist()
-        file = self._shard(int(self.groups[number]))
-        content = os.pread(file.fileno(), length, offset)
+        path = local(f"{self.root}/{self.names[int(self.groups[number])]}")
+        with open(path, "rb") as file:
+            content = os.pread(file.fileno(), length, offset)
         if len(content) < length:
-            raise OSError(f"'{file.name}' ends before its index does")
+            raise OSError(f"'{path}' ends before its index does")
         return content
 
     def name(self, number: int) -> str:
         return f"{self.root}/{self.names[int(self.groups[number])]}, byte {int(self.places[number, 0])}"
-
-    def _shard(self, number: int) -> io.BufferedReader:
-        if number not in self._open:
-            if len(self._open) >= OPEN:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[number] = open(local(f"{self.root}/{self.names[number]}"), "rb")  # noqa: SIM115 (closed above)
-        return self._open[number]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # each worker opens its own
 
 
 def is_sharded(root: str) -> bool:

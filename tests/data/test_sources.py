@@ -1,0 +1,216 @@
+"""The same images as a folder, as tar shards, behind an address, and as a Hugging Face data set."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+
+import pytest
+import torch
+
+import sidebranch as sb
+from sidebranch import data
+from sidebranch.data import scan
+
+CPU = torch.device("cpu")
+TRANSFORM = data.FolderTransform(size=16, resize=20)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+
+
+@pytest.fixture
+def packed(photos, tmp_path):
+    """`photos` in shards of about two images each."""
+    train, val = data.folder(photos)
+    target = tmp_path / "packed"
+    data.write_shards({"train": train, "val": val}, target, megabytes=1)
+    return target
+
+
+@pytest.fixture
+def small_shards(photos, tmp_path, monkeypatch):
+    import webdataset
+
+    def small(*arguments, maxsize, **options):
+        return writer(*arguments, maxcount=2, maxsize=maxsize, **options)
+
+    writer = webdataset.ShardWriter
+    monkeypatch.setattr(webdataset, "ShardWriter", small)
+    train, val = data.folder(photos)
+    counts = data.write_shards({"train": train, "val": val}, tmp_path / "small", megabytes=1)
+    assert counts == {"train": 6, "val": 3}
+    return tmp_path / "small"
+
+
+def contents(split):
+    return sorted((int(split.labels[at]), split.read(at)) for at in range(len(split)))
+
+
+def test_shards_hold_the_same_images_and_labels(photos, packed):
+    for whole, part in zip(data.folder(photos), data.shards(str(packed)), strict=True):
+        assert part.classes == whole.classes
+        assert contents(part) == contents(whole)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # its own
+def test_shards_are_what_webdataset_reads(packed):
+    import webdataset
+
+    read = [
+        (int(sample["cls"]), sample["png"])
+        for sample in webdataset.WebDataset(str(packed / "train-000000.tar"), shardshuffle=False)
+    ]
+    assert sorted(read) == contents(data.shards(str(packed))[0])
+
+
+def epoch_of(split, epoch=1, start=0, workers=0, shard=data.Shard()):
+    loader = data.FolderLoader(split, TRANSFORM, 5, device=CPU, training=True, workers=workers, shard=shard)
+    return list(loader.batches(epoch, start))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_an_epoch_of_shards_is_exact_the_same_for_any_workers_and_goes_on_in_the_middle(small_shards):
+    split = data.shards(str(small_shards))[0]
+    whole = epoch_of(split)
+    assert [len(labels) for _, labels in whole] == [5, 5, 2]
+    for other, part in ((epoch_of(split, workers=2), whole), (epoch_of(split, start=1), whole[1:])):
+        for (images, labels), (again, same) in zip(part, other, strict=True):
+            assert torch.equal(images, again)
+            assert torch.equal(labels, same)
+    shares = [epoch_of(split, shard=data.Shard(rank, 2)) for rank in range(2)]
+    for step, (_, labels) in enumerate(whole):
+        dealt = torch.cat([share[step][1] for share in shares])
+        assert sorted(dealt.tolist()) == sorted(labels.tolist())
+
+
+def test_shards_behind_an_address_are_fetched_once(small_shards, tmp_path):
+    server = subprocess.Popen(
+        [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1", "-d", str(small_shards)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        port = server.stdout.readline().split(" port ")[1].split()[0]
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"{address}/index.json").close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        assert data.is_sharded(address)
+        train, val = data.shards(address)
+        assert contents(train) == contents(data.shards(str(small_shards))[0])
+        assert len(val) == 6
+        with pytest.raises(sb.UserError, match=r"cannot read 'http.*nowhere/index.json'"):
+            data.shards(f"{address}/nowhere")
+    finally:
+        server.kill()
+        server.communicate()
+    assert contents(train)  # from what was kept
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda root: (root / "index.json").write_text("no"), "is no index of `sidebranch prepare shards`"),
+        (lambda root: (root / "index.json").write_text("[]"), "is no index of `sidebranch prepare shards`"),
+        (lambda root: (root / "index.json").write_text(json.dumps({"format": 2})), "has format 2, .* reads 1"),
+        (lambda root: (root / "val-000000.tar").unlink(), r"the shard '.*val-000000.tar' is missing"),
+        (lambda root: os.truncate(root / "train-000000.tar", 5000), "not as long as"),
+    ],
+)
+def test_harmed_shards(packed, harm, message):
+    harm(packed)
+    with pytest.raises(sb.UserError, match=message):
+        data.shards(str(packed))
+
+
+def test_a_shard_that_shrank_while_it_was_read_is_an_unreadable_image(packed):
+    train, _ = data.shards(str(packed))
+    os.truncate(packed / "train-000000.tar", 600)
+    with pytest.raises(sb.UserError, match=r"cannot read the image '.*train-000000.tar, byte \d+'"):
+        epoch_of(train)
+
+
+def test_a_hugging_face_data_set(photos, tmp_path):
+    import datasets
+
+    train, val = data.folder(photos)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(train.classes))})
+    for name, split in (("train", train), ("validation", val)):
+        rows = {"image": [split.source.paths[at] for at in range(len(split))], "label": split.labels.tolist()}
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "hub" / f"{name}.parquet"))
+    found = data.hub(f"hf:{tmp_path / 'hub'}")
+    for whole, part in zip((train, val), found, strict=True):
+        assert part.classes == whole.classes
+        assert contents(part) == contents(whole)
+    assert len(epoch_of(found[0])) == 3
+    with pytest.raises(sb.UserError, match="datasets cannot load '.*nowhere'"):
+        data.hub(f"hf:{tmp_path / 'nowhere'}")
+    (tmp_path / "hub" / "validation.parquet").unlink()
+    with pytest.raises(sb.UserError, match="has the splits train; it needs train and one of validation"):
+        data.hub(f"hf:{tmp_path / 'hub'}")
+
+
+@pytest.mark.parametrize(("library", "call"), [("datasets", lambda: data.hub("hf:some")), ("webdataset", None)])
+def test_a_library_that_is_not_there(photos, tmp_path, monkeypatch, library, call):
+    monkeypatch.setitem(sys.modules, library, None)
+    train, val = data.folder(photos)
+    call = call or (lambda: data.write_shards({"train": train, "val": val}, tmp_path / "out", 1))
+    with pytest.raises(sb.UserError, match=r"pip install 'sidebranch\[(hf|shards)\]'"):
+        call()
+
+
+def test_the_scan_finds_what_torchvision_finds(photos):
+    from torchvision.datasets import ImageFolder
+
+    nested = photos / "train" / "bee" / "more" / "ünï côdé"
+    nested.mkdir(parents=True)
+    for name in ("a b.JPG", "ü.webp"):
+        (nested / name).write_bytes(b"")
+    (photos / "train" / "notes.txt").write_text("no class")
+    (photos / "train" / "bee" / "notes.txt").write_text("no image")
+    train, _ = data.folder(photos)
+    assert list(train.source.paths) == [path for path, _ in ImageFolder(str(photos / "train")).samples]
+    assert train.labels.tolist() == ImageFolder(str(photos / "train")).targets
+
+
+def test_links_that_go_round_end(photos):
+    os.symlink(photos / "train" / "bee", photos / "train" / "bee" / "again")
+    os.symlink(photos / "train", photos / "train" / "cat" / "up")
+    train, _ = data.folder(photos)
+    assert len(train) == 4 + 4 + 12  # cat/up has the other classes once more, and not itself
+
+
+def test_a_remembered_scan_is_used_until_a_folder_changes(photos, monkeypatch):
+    monkeypatch.setattr(scan, "REMEMBERED", 1)
+    first = data.folder(photos)[0].source.paths
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "_files_under", lambda top: pytest.fail("looked again"))
+        assert data.folder(photos)[0].source.paths == first
+    (photos / "train" / "ant" / "new.png").write_bytes(b"")
+    os.utime(photos / "train" / "ant", ns=(1, 1))
+    assert len(data.folder(photos)[0]) == len(first) + 1
+    for each in scan.cache_folder().glob("index-*.json"):
+        each.write_text("broken")
+    assert len(data.folder(photos)[0]) == len(first) + 1
+
+
+def test_shards_are_not_half_written_into_an_index(photos, tmp_path):
+    train, val = data.folder(photos)
+    (photos / "train" / "cat" / "3.png").unlink()
+    with pytest.raises(sb.UserError, match="cannot pack .*run it again"):
+        data.write_shards({"train": train, "val": val}, tmp_path / "out", 1)
+    assert not data.is_sharded(str(tmp_path / "out"))
+    assert tarfile.is_tarfile(tmp_path / "out" / "train-000000.tar")

@@ -1,0 +1,115 @@
+import pytest
+from scipy.io import savemat
+
+import sidebranch as sb
+from sidebranch import prepare
+from sidebranch.cli import main
+
+LABELS = {f"ILSVRC2012_val_{number:08d}": f"n0000000{number % 3}" for number in range(1, 8)}
+
+
+@pytest.fixture
+def flat(tmp_path):
+    folder = tmp_path / "val"
+    folder.mkdir()
+    for name in LABELS:
+        (folder / f"{name}.JPEG").write_bytes(name.encode())
+    return folder
+
+
+@pytest.fixture
+def labels_file(tmp_path):
+    path = tmp_path / "labels.csv"
+    lines = [f"{name},{label} 1 2 3 4" for name, label in LABELS.items()]
+    path.write_text("\n".join(["ImageId,PredictionString", *lines]))
+    return path
+
+
+def test_validation_images_go_into_their_classes(flat, labels_file, capsys):
+    assert main(["prepare", "imagenet-val", str(flat), "--labels", str(labels_file), "--dry-run"]) == 0
+    assert "7 images to move, 0 in place" in capsys.readouterr().out
+    assert len(list(flat.glob("*.JPEG"))) == 7
+    for _ in range(2):  # again, and nothing happens
+        assert main(["prepare", "imagenet-val", str(flat), "--labels", str(labels_file)]) == 0
+        found = {path.stem: (path.parent.name, path.read_bytes()) for path in flat.rglob("*.JPEG")}
+        assert found == {name: (label, name.encode()) for name, label in LABELS.items()}
+    assert "0 images to move, 7 in place" in capsys.readouterr().out
+
+
+def test_an_interrupted_move_goes_on(flat, monkeypatch):
+    moves = prepare.imagenet_val_moves(flat, LABELS)
+    some = dict(list(moves.to_do.items())[:3])
+    prepare.move(prepare.Moves(some, 0, []))
+    again = prepare.imagenet_val_moves(flat, LABELS)
+    assert (len(again.to_do), again.done) == (4, 3)
+    prepare.move(again)
+    assert prepare.imagenet_val_moves(flat, LABELS).done == 7
+
+
+def test_the_development_kit_says_the_same(tmp_path):
+    data = tmp_path / "kit" / "data"
+    data.mkdir(parents=True)
+    synsets = [{"ILSVRC2012_ID": number, "WNID": f"n0000000{number}"} for number in (1, 2, 3)]
+    savemat(data / "meta.mat", {"synsets": synsets})
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n1\n")
+    found = prepare.read_imagenet_labels("", str(tmp_path / "kit"))
+    assert found == {
+        "ILSVRC2012_val_00000001": "n00000003",
+        "ILSVRC2012_val_00000002": "n00000001",
+        "ILSVRC2012_val_00000003": "n00000001",
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "devkit", "message"),
+    [
+        ("", "", "needs either --labels FILE or --devkit"),
+        ("a", "b", "needs either --labels FILE or --devkit"),
+        ("nowhere.txt", "", "cannot read the labels in 'nowhere.txt'"),
+        ("", "nowhere", "cannot read the labels in 'nowhere'"),
+    ],
+)
+def test_labels_that_cannot_be_read(labels, devkit, message):
+    with pytest.raises(sb.UserError, match=message):
+        prepare.read_imagenet_labels(labels, devkit)
+
+
+def test_images_and_labels_that_do_not_belong_together(flat, tmp_path, labels_file):
+    (flat / "holiday.JPEG").write_bytes(b"")
+    with pytest.raises(sb.UserError, match=r"holiday.JPEG' and 0 more have no label"):
+        prepare.imagenet_val_moves(flat, LABELS)
+    (flat / "holiday.JPEG").unlink()
+    (flat / "n00000009").mkdir()
+    (flat / "ILSVRC2012_val_00000001.JPEG").rename(flat / "n00000009" / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(sb.UserError, match="is of class n00000001; was it sorted by other labels"):
+        prepare.imagenet_val_moves(flat, LABELS)
+    text = tmp_path / "text.txt"
+    text.write_text("nothing of use\n")
+    with pytest.raises(sb.UserError, match="has no lines such as"):
+        prepare.read_imagenet_labels(str(text), "")
+
+
+def test_missing_images_are_counted(flat, labels_file, capsys):
+    (flat / "ILSVRC2012_val_00000004.JPEG").unlink()
+    assert main(["prepare", "imagenet-val", str(flat), "--labels", str(labels_file)]) == 1
+    assert "1 missing, such as ILSVRC2012_val_00000004" in capsys.readouterr().out
+
+
+def test_checking_a_good_and_a_harmed_folder(photos, capsys):
+    assert main(["prepare", "check", str(photos)]) == 0
+    assert "train: 12 images of 3 classes, 4 to 4 a class" in capsys.readouterr().out
+    (photos / "train" / "bee" / "2.png").write_bytes(b"no image")
+    (photos / "val" / "cat").rename(photos / "val" / "cow")
+    assert main(["prepare", "check", str(photos)]) == 1
+    said = capsys.readouterr().out
+    assert "bee/2.png" in said
+    assert "only in train: cat\nonly in val: cow\n3 things are wrong" in said
+
+
+def test_packing_by_the_command(photos, tmp_path, capsys):
+    target = tmp_path / "packed"
+    assert main(["prepare", "shards", str(photos), str(target)]) == 0
+    assert "val: 6 images of 3 classes in 1 shards" in capsys.readouterr().out
+    assert main(["prepare", "shards", str(photos), str(target)]) == 2
+    assert "holds shards already" in capsys.readouterr().err
+    assert main(["prepare", "shards", str(photos), str(tmp_path / "other"), "--megabytes", "0"]) == 2
