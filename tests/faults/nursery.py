@@ -1,11 +1,14 @@
 """Forks training runs, so that each starts within milliseconds and may be killed at any moment.
 
-A line of JSON in: {"config": PATH, "folder": PATH, "resume": BOOL, "signal": NUMBER or null, "after": SECONDS}.
-A line of JSON out: {"status": exit status, -n where signal n ended it; "seconds": that it lived}.
+A line of JSON in: {"config": PATH, "folder": PATH, "resume": BOOL, "signal": NUMBER or null, "after": SECONDS,
+"largest": bytes that a file may have, or null}.
+A line of JSON out: {"status": exit status, -n where signal n ended it, 2 for bad input or a full disk; "seconds": that
+it lived}; what the child has to say goes to FOLDER.said.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -15,13 +18,20 @@ from pathlib import Path
 from sklearn.datasets import load_digits
 
 from sidebranch.engine import Interrupted, RunFolder, recipe, train
+from sidebranch.errors import UserError
 
 
 def run(request):
+    if request["largest"] is not None:  # writing beyond fails as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"], resource.RLIM_INFINITY))
     try:
         train(recipe.load(Path(request["config"])), RunFolder(Path(request["folder"])), resume=request["resume"])
     except Interrupted as stop:
         return 128 + stop.signal
+    except UserError as error:
+        Path(f"{request['folder']}.said").write_text(str(error))
+        return 2
     except KeyboardInterrupt:  # before training began
         return 128 + signal.SIGINT
     except BaseException:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from thirds import a_third
 
 from sidebranch.engine import RunFolder, checkpoint
 
@@ -28,7 +29,7 @@ optim: {name: adamw, lr: 0.01, epochs: 4, schedule: one_cycle}
 runtime: {accelerator: cpu, precision: 32-true, log_every: 2, checkpoint_minutes: 0.0001}
 """
 KINDS = ("digits", "photos", "workers")
-QUICK, ALL = 15, 45
+TRIALS = 45
 GENTLE = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 128 + signal.SIGUSR1}
 TIMES = ("seconds", "images_per_second")
 
@@ -44,8 +45,9 @@ class Nursery:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, config, folder, resume=False, number=None, after=0.0):
+    def run(self, config, folder, resume=False, number=None, after=0.0, largest=None):
         request = {"config": str(config), "folder": str(folder), "resume": resume, "signal": number, "after": after}
+        request["largest"] = largest
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -121,9 +123,7 @@ def assert_same(one, other, where=""):
         assert one == other, where
 
 
-@pytest.mark.parametrize(
-    "trial", [*range(QUICK), *(pytest.param(n, marks=pytest.mark.faults) for n in range(QUICK, ALL))]
-)
+@pytest.mark.parametrize("trial", a_third(range(TRIALS)))
 def test_a_killed_run_ends_as_if_left_alone(nursery, undisturbed, tmp_path, trial):
     draw = random.Random(trial)
     kind = KINDS[trial % len(KINDS)]

@@ -39,7 +39,7 @@ def scanned(root: Path, name: str) -> ImageSplit:
             f"'{root}' has no folder '{name}' (found: {found}); it needs train/CLASS/*.jpg and val/CLASS/*.jpg"
         )
     try:
-        classes = sorted(each.name for each in os.scandir(top) if each.is_dir())
+        classes = sorted(each.name for each in top.iterdir() if each.is_dir())
         if not classes:
             raise UserError(f"'{top}' is not laid out as CLASS/*.jpg: it has no folder")
         index = _index(top, classes)
@@ -86,11 +86,12 @@ def _files_under(top: str) -> tuple[list[str], dict[str, int]]:
             continue
         around.add((stat.st_dev, stat.st_ino))
         folders[place] = stat.st_mtime_ns
-        for entry in os.scandir(place):
-            if entry.is_dir():
-                waiting.append(entry.path)
-            elif entry.name.lower().endswith(IMG_EXTENSIONS):
-                files.append(os.path.relpath(entry.path, top))
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    waiting.append(entry.path)
+                elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                    files.append(os.path.relpath(entry.path, top))
     return sorted(files, key=os.path.split), folders
 
 

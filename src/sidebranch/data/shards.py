@@ -166,7 +166,7 @@ def _written(library: Any, splits: dict[str, ImageSplit], target: Path, megabyte
             order = torch.randperm(len(split), generator=generator("shards"))
         written: list[str] = []
         writer = library.ShardWriter(
-            f"{target}/{name}-%06d.tar", maxsize=megabytes * 1e6, verbose=0, post=written.append
+            f"{target}/{name}-".replace("%", "%%") + "%06d.tar", maxsize=megabytes * 1e6, verbose=0, post=written.append
         )
         try:
             for place, at in enumerate(order.tolist()):

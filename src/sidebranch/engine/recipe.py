@@ -57,7 +57,8 @@ def _base_of(path: Path) -> str:
         raise UserError(f"{path} is no recipe: it is not text") from error
     except (OSError, yaml.YAMLError):
         return ""
-    return str(content.get("base") or "") if isinstance(content, dict) else ""
+    base = content.get("base") if isinstance(content, dict) else None
+    return base if isinstance(base, str) else ""
 
 
 def flags(path: Path) -> list[str]:

@@ -1,0 +1,134 @@
+"""A config with every field wrong in turn: one line that names it, and nothing is left behind."""
+
+from dataclasses import fields, is_dataclass
+
+import pytest
+import yaml
+from thirds import a_third
+
+from sidebranch.cli import main
+from sidebranch.engine.config import Config, as_dict
+
+GOOD = {
+    "model": {"name": "cifar_resnet20"},
+    "data": {"name": "digits", "batch_size": 64, "limit": 64, "padding": 1, "flip": False},
+    "optim": {"epochs": 1, "schedule": "constant"},
+    "runtime": {"accelerator": "cpu", "precision": "32-true"},
+}
+# What is of the right type and still cannot be.
+BEYOND = {
+    "seed": -1,
+    "base": "no/such",
+    "method": "dmh",
+    "model.name": "cifar_resnet33",
+    "model.branches": "grown",
+    "model.depth": 9,
+    "model.options": {"colour": 1},
+    "branches.at": ["no.such"],
+    "branches.depth": -1.0,
+    "branches.width": 0.0,
+    "branches.init": "copied",
+    "branches.roots": "top",
+    "branches.batch_fraction": 1.5,
+    "branches.start_epoch": -1,
+    "branches.stop_epoch": -1,
+    "objective.direction": "sideways",
+    "objective.mimicry": -1.0,
+    "objective.mimicry_ramp": -1,
+    "objective.temperature": 0.0,
+    "objective.label_smoothing": 1.0,
+    "sampling.kind": "poisson",
+    "sampling.drops": "all",
+    "sampling.per": "minute",
+    "sampling.roots": {"b1": [1.0]},
+    "data.name": "digit",
+    "data.batch_size": 0,
+    "data.limit": 10**6,
+    "data.padding": -1,
+    "data.padding_mode": "white",
+    "data.corrupt_rate": 2.0,
+    "data.corrupt_mode": "all",
+    "data.image_size": 0,
+    "data.eval_size": -1,
+    "data.resize": 10,
+    "data.policy": "more",
+    "data.magnitude": 31,
+    "data.erase": 2.0,
+    "data.repeats": 0,
+    "data.backend": "opencv",
+    "data.workers": -1,
+    "data.on_corrupt": "hope",
+    "data.mixup": -1.0,
+    "data.cutmix": -1.0,
+    "optim.name": "adagrad",
+    "optim.lr": 0.0,
+    "optim.epochs": 0,
+    "optim.momentum": 1.0,
+    "optim.weight_decay": -1.0,
+    "optim.layer_decay": 0.0,
+    "optim.betas": [0.9, 1.0],
+    "optim.schedule": "steps",
+    "optim.warmup": 1.0,
+    "optim.ema": 1.0,
+    "optim.clip": -1.0,
+    "optim.accumulate": 0,
+    "optim.skip_nonfinite": -1,
+    "optim.new_layers_epochs": 5,
+    "runtime.accelerator": "gpu0",
+    "runtime.devices": 0,
+    "runtime.num_nodes": 0,
+    "runtime.precision": "8",
+    "runtime.channels_last": "maybe",
+    "runtime.compile": "fast",
+    "runtime.replicas": 0,
+    "runtime.checkpoint_minutes": -1.0,
+    "runtime.log_every": 0,
+}
+
+
+def leaves(kind=Config, prefix=""):
+    for field in fields(kind):
+        value = getattr(kind(), field.name)
+        if is_dataclass(value):
+            yield from leaves(type(value), f"{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+FIELDS = dict(leaves())
+
+
+def test_no_field_is_forgotten():
+    may_be_anything = {"about", "name", "published", "data.root", "optim.milestones", "optim.gamma", "sampling.p"}
+    may_be_anything |= {"sampling.sets"}  # of a kind that is not asked for
+    switches = {key for key, value in FIELDS.items() if isinstance(value, bool)}
+    assert set(FIELDS) == set(BEYOND) | may_be_anything | switches
+
+
+def attempt(tmp_path, capsys, key, value):
+    group, _, name = key.rpartition(".")
+    config = as_dict(Config()) and {each: dict(fields) for each, fields in GOOD.items()}
+    (config.setdefault(group, {}) if group else config)[name] = value
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(config))
+    status = main(["train", str(path), "--output", str(tmp_path / "run")])
+    said = capsys.readouterr().err.strip()
+    assert status == 2
+    assert len(said.splitlines()) == 1, said
+    assert not (tmp_path / "run").exists()
+    return said
+
+
+@pytest.mark.parametrize("key", a_third(FIELDS))
+def test_a_field_of_another_type(tmp_path, capsys, key):
+    wrong = "text" if isinstance(FIELDS[key], dict) else {"wrong": [1]}
+    said = attempt(tmp_path, capsys, key, wrong)
+    assert key.rpartition(".")[2] in said
+
+
+@pytest.mark.parametrize("key", a_third(BEYOND))
+def test_a_field_beyond_its_range(tmp_path, capsys, key):
+    said = attempt(tmp_path, capsys, key, BEYOND[key])
+    value = BEYOND[key]
+    shown = next(iter(value)) if isinstance(value, (dict, list)) else value
+    assert key in said or str(shown) in said
