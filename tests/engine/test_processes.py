@@ -18,11 +18,16 @@ data: {name: folder, root: ROOT, batch_size: 8, image_size: 32, resize: 36, work
 optim: {lr: 0.05, epochs: 2, schedule: cosine}
 runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1}
 """
+SPREAD = """
+optim: {name: adamw, lr: 0.001, epochs: 2, schedule: cosine, clip: 0.5}
+runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1, strategy: fsdp}
+"""
 TOGETHER = Path(__file__).with_name("together.py")
 RUNS = {
     "plain": "",
     "branches left out": "sampling: {kind: bernoulli, drops: branch, per: step}",
     "in pieces": "optim: {lr: 0.05, epochs: 2, schedule: cosine, accumulate: 2, clip: 0.5, ema: 0.9}",
+    "spread": SPREAD,
     "new layers first": "optim: {lr: 0.05, epochs: 2, schedule: cosine, new_layers_epochs: 1}",
 }
 

@@ -23,7 +23,12 @@ def export_run(folder: RunFolder, which: Literal["last", "best"], path: Path) ->
     network = build.build_network(build.untrained(config), state["num_classes"], shape)
     checkpoint.restore(network, state["ema"] or state["model"], folder.root)
     write_backbone(
-        network.backbone, path, config.model.name, state["num_classes"], state["in_chans"], state.get("inputs")
+        network.backbone.state_dict(),
+        path,
+        config.model.name,
+        state["num_classes"],
+        state["in_chans"],
+        state.get("inputs"),
     )
     return config.model.name
 
@@ -37,5 +42,5 @@ def export_reference(recipe_path: Path, weights: str, path: Path) -> str:
     num_classes = len(state["fc.bias"])
     shape = (IMAGE_CHANNELS, config.data.image_size, config.data.image_size)
     network = load_reference(build.build_network(build.untrained(config), num_classes, shape), state)
-    write_backbone(network.backbone, path, config.model.name, num_classes, IMAGE_CHANNELS)
+    write_backbone(network.backbone.state_dict(), path, config.model.name, num_classes, IMAGE_CHANNELS)
     return config.model.name

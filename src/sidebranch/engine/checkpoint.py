@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sidebranch.engine.files import write_atomically
+from sidebranch.engine.sharding import spread_like, whole
 from sidebranch.errors import UserError
 
 FORMAT = 1
@@ -23,9 +25,9 @@ def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
 
 
 def snapshot(state: Any) -> Any:
-    """A copy on the CPU, which training does not change."""
+    """A copy on the CPU, which training does not change; of tensors spread over processes, by all of them."""
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+        return whole(state.detach()).to("cpu", copy=True)
     if isinstance(state, dict):
         return {key: snapshot(value) for key, value in state.items()}
     return type(state)(snapshot(each) for each in state) if isinstance(state, (list, tuple)) else state
@@ -74,4 +76,14 @@ def restore(network: nn.Module, weights: dict[str, Any], source: object) -> None
         raise UserError(
             f"the checkpoint of '{source}' is of another network: {shown} missing, left over or of another shape"
         )
-    network.load_state_dict(weights)
+    network.load_state_dict({key: spread_like(value, own[key]) for key, value in weights.items()})
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Loads an optimiser's state, spread over processes as its parameters are."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    kept = {
+        number: {key: spread_like(value, parameters[number]) for key, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": kept})

@@ -224,6 +224,8 @@ class RuntimeConfig:
             earn back the minute that it takes. `cuda_graphs`: also replay a step's kernels as one graph, for small
             networks whose steps are all of one shape.
         deterministic: only kernels that give the same bits every time, at some speed on CUDA devices; CPUs always do.
+        strategy: of several devices: `ddp`, each has the whole network; `fsdp`, weights, gradients and the optimiser's
+            state are spread over them, for networks that do not fit on one.
         sync_batchnorm: statistics of batch norm over the whole batch, not over each device's share.
         replicas: runs to train at once on the device, each in a process of its own: this seed and those after it.
         checkpoint_activations: keep only the stages' inputs, and run each stage again in the backward pass: far less
@@ -239,6 +241,7 @@ class RuntimeConfig:
     channels_last: Literal["auto", "yes", "no"] = "auto"
     compile: bool | Literal["auto", "cuda_graphs"] = "auto"
     deterministic: bool = False
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     sync_batchnorm: bool = False
     replicas: int = 1
     checkpoint_activations: bool = False

@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning.fabric.strategies.strategy import Strategy
 
 from sidebranch.engine.config import RuntimeConfig
 from sidebranch.errors import UserError, reason
@@ -73,6 +75,8 @@ def _compiler(config: RuntimeConfig, device: torch.device, steps: int) -> tuple[
         return False, "no Triton for this device"
     if torch.cuda.get_device_capability(device) < (7, 0):
         return False, "the device is too old for Triton"
+    if config.strategy == "fsdp":
+        return False, "the network is spread over the processes"
     if config.checkpoint_activations:
         return False, "activations are checkpointed"
     if steps < WORTH_COMPILING:
@@ -151,7 +155,7 @@ def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
             accelerator=config.accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy="ddp_find_unused_parameters_true" if several and may_skip_parameters else "auto",
+            strategy=_strategy(config, devices * num_nodes, may_skip_parameters),
             precision=choices.precision,  # pyright: ignore[reportArgumentType] (one of Fabric's own words)
         )
     except UserError:
@@ -160,6 +164,14 @@ def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
         raise UserError(f"runtime: {reason(error)}") from error
     fabric.launch()
     return fabric
+
+
+def _strategy(config: RuntimeConfig, processes: int, may_skip_parameters: bool) -> str | Strategy:
+    if processes == 1:
+        return "auto"
+    if config.strategy == "fsdp":  # what to spread is said when the network is there
+        return ModelParallelStrategy(lambda module, mesh: module, processes, 1)
+    return "ddp_find_unused_parameters_true" if may_skip_parameters else "ddp"
 
 
 def _launched_by_torchrun() -> tuple[int, int] | None:

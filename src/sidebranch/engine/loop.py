@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -33,6 +34,7 @@ from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.progress import Reporter, Silent
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.engine.schedule import learning_rate
+from sidebranch.engine.sharding import apart, groups, norms, spread
 from sidebranch.engine.signals import Interrupted, collected
 from sidebranch.engine.step import Moment, TrainStep
 from sidebranch.engine.weights import write_backbone
@@ -135,8 +137,11 @@ class _Run:
             checkpoint_stages(self.inner)
         for each in [self.inner] if self.ema is None else [self.inner, self.ema.module]:
             compile_network(each, self.choices.compile)
+        if isinstance(fabric.strategy, ModelParallelStrategy):
+            spread(groups(self.inner, inputs.shape, self.device), self.inner, fabric.strategy.device_mesh)
+        network = fabric.setup_module(self.inner, _reapply_compile=False)
         optimizer = build.build_optimizer(config.optim, self.inner, fused=self._may_fuse())
-        network, self.optimizer = fabric.setup(self.inner, optimizer, _reapply_compile=False)
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.train_step = TrainStep(
             config,
             fabric,
@@ -171,7 +176,7 @@ class _Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         checkpoint.restore(self.inner, state["model"], self.folder.root)
-        self.optimizer.load_state_dict(state["optimizer"])
+        checkpoint.restore_optimizer(self.optimizer, state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         if state["train_images"] != self.train_images:
@@ -398,6 +403,7 @@ class _Run:
         evaluated = self.ema.module if self.ema is not None else self.inner
         with self.fabric.autocast():
             errors = evaluate(evaluated, self.names, self.val_loader, self.device, self._summed)
+        apart(self.inner)
         for name, values in errors.items():
             if not math.isfinite(values["loss"]):
                 self._stop_not_finite(self.epoch, len(self.train_loader), [f"validation of {name}"])
@@ -446,16 +452,17 @@ class _Run:
     def _check_weights(self) -> None:
         """A gradient that was not finite shows in them at once, in the loss a step later."""
         names, weights = zip(*self.inner.named_parameters(), strict=True)
-        finite = torch.stack(torch._foreach_norm(list(weights))).isfinite()  # pyright: ignore[reportPrivateImportUsage]
+        finite = norms(weights).isfinite()
         if not finite.all():
             self._stop_not_finite(self.epoch, self.step, [f"the weights '{names[finite.int().argmin()]}'"])
 
     def _ship(self) -> None:
         """Writes the plain backbone, as the last epoch left it."""
+        source = self.inner if self.ema is None else self.ema.module
+        tensors = checkpoint.snapshot(source.backbone.state_dict())  # of all processes together
         if self.fabric.is_global_zero:
-            source = self.inner if self.ema is None else self.ema.module
             name = self.config.model.name
-            write_backbone(source.backbone, self.folder.weights, name, self.num_classes, self.in_chans, self.described)
+            write_backbone(tensors, self.folder.weights, name, self.num_classes, self.in_chans, self.described)
 
     def _bytes(self) -> int:
         """Of a checkpoint, at most: Adam and AMSGrad keep three numbers for every weight."""

@@ -17,6 +17,7 @@ from sidebranch.engine import build
 from sidebranch.engine.config import Config
 from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.schedule import learning_rate, mimicry_scale
+from sidebranch.engine.sharding import norms
 from sidebranch.model import BranchedModel
 from sidebranch.sampling import Draw
 from sidebranch.seeding import seed_of
@@ -167,8 +168,7 @@ class TrainStep:
     def _not_finite(self) -> str:
         """The first parameter whose gradient is not finite, or nothing. Waits for the device."""
         named = [(name, each.grad) for name, each in self.inner.named_parameters() if each.grad is not None]
-        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))  # pyright: ignore[reportPrivateImportUsage]
-        finite = norms.isfinite()
+        finite = norms([gradient for _, gradient in named]).isfinite()
         return "" if finite.all() else named[int(finite.int().argmin())][0]
 
 
