@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # uv takes a torch and a torchvision that fit each other; plain pip may not. It lives in a folder of its own.
 UV := .uv/bin/uv
 
-.PHONY: env demo test test-faults lint check lock bench coverage-table clean
+.PHONY: env demo test test-faults lint check lock bench bench-scaling coverage-table clean
 
 env: $(VENV)/.ready
 
@@ -25,7 +25,7 @@ demo: env
 
 # ruff, basedpyright, pytest.
 test: lint
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup
 
 # All fault injections; what came out goes to results/faults.json and the README.
 test-faults: env
@@ -39,6 +39,11 @@ lint: env
 
 bench: env
 	$(BIN)/python benchmarks/bench.py
+
+# docs/scaling.md's numbers: processes on this machine, and what a checkpoint costs.
+bench-scaling: env
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/checkpoint_cost.py
 
 # docs/coverage.md: side branches grown on one member of every family of timm and torchvision; about half an hour.
 coverage-table: env

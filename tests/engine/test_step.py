@@ -10,9 +10,10 @@ import torch
 from test_loop import changed, weights
 
 import sidebranch as sb
-from sidebranch.engine import RunFolder, Silent, checkpoint, train
+from sidebranch.engine import RunFolder, Silent, checkpoint, traffic, train
 from sidebranch.engine.build import build_network, build_optimizer, with_synced_batchnorm
 from sidebranch.engine.evaluate_run import evaluate_run
+from sidebranch.engine.sharding import groups
 
 
 class Listener(Silent):
@@ -200,3 +201,41 @@ def test_slow_data_are_named_once(digits_config, folder, monkeypatch):
     warned = [line for line in listener.said if "waiting for images" in line]
     assert len(warned) == 1
     assert "% of epoch 1 went to waiting for images; more --data.workers" in warned[0]
+
+
+def test_what_is_spread_over_processes_comes_in_parts_that_run_once(photos_config):
+    net = build_network(photos_config, 3, (3, 32, 32))
+    parts = groups(net, (3, 32, 32), torch.device("cpu"))
+    assert len(parts) >= 4
+    inside = [each for part in parts for each in part.parameters()]
+    assert len(inside) == len(set(inside))
+    calls = []
+    for part in parts:
+        part.register_forward_hook(lambda module, *_: calls.append(module))
+    net.eval()(torch.zeros(2, 3, 32, 32))
+    assert sorted(map(id, calls)) == sorted(map(id, parts))
+
+
+class Bucket:
+    def __init__(self, parameters):
+        self._parameters = parameters
+
+    def parameters(self):
+        return self._parameters
+
+    def buffer(self):
+        return torch.cat([each.detach().flatten() for each in self._parameters])
+
+
+def test_gradients_of_branches_that_are_out_are_not_sent(little_net, monkeypatch):
+    sent = []
+    monkeypatch.setattr(traffic, "allreduce_hook", lambda group, bucket: sent.append(bucket))
+    ours = traffic.Traffic()
+    out, live = (Bucket(list(body.parameters())) for body in little_net.branches.values())
+    mixed = Bucket([*out.parameters(), *live.parameters()])
+    ours.unused = set(out.parameters())
+    assert torch.equal(traffic._reduce(ours, out).wait(), out.buffer())
+    for bucket in (live, mixed):
+        traffic._reduce(ours, bucket)
+    assert sent == [live, mixed]
+    assert ours.sent == live.buffer().nbytes + mixed.buffer().nbytes

@@ -18,6 +18,7 @@ from sidebranch.engine.config import Config
 from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.schedule import learning_rate, mimicry_scale
 from sidebranch.engine.sharding import norms
+from sidebranch.engine.traffic import Traffic
 from sidebranch.model import BranchedModel
 from sidebranch.sampling import Draw
 from sidebranch.seeding import seed_of
@@ -78,6 +79,9 @@ class TrainStep:
         self.roots = build.build_roots(config.sampling)
         self.meter = Meter(inner.names, fabric.device)
         self.finiteness = Finiteness(inner.names, fabric.device)
+        self.traffic = Traffic()
+        if not self.sampler.always_all or config.branches.start_epoch or config.branches.stop_epoch:
+            self.traffic.attach(network._forward_module)
         self.mixing = _mixing(config, num_classes)
         self.skipped = 0
         self.skipped_in = ""
@@ -130,6 +134,8 @@ class TrainStep:
         if count == 1 < config.data.batch_size:  # batch norm needs two images: of the same the mean loss is the same
             images, targets = torch.cat([images, images]), torch.cat([targets, targets])
         draw, roots = self.draw(moment)
+        out = [body for name, body in self.inner.branches.items() if name not in draw.live]
+        self.traffic.unused = {each for body in out for each in body.parameters()}
         rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))
         outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)

@@ -1,0 +1,128 @@
+"""How a step scales over processes on one machine: this file, run, writes results/bench/scaling.json.
+
+For 1, 2 and 4 gloo processes with a thread each: images a second, the share of the step that the gradients' all-reduce
+takes (the same step without it, taken in turns), and the bytes that each process reduces. On fewer cores than processes
+the cores are shared, which the row says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import timm
+import torch
+from lightning.fabric import Fabric
+
+import sidebranch as sb
+from sidebranch.engine.traffic import Traffic
+
+RESULT = Path(__file__).parent.parent / "results" / "bench" / "scaling.json"
+MODEL, BATCH = "cifar_resnet32", 128
+KINDS = {
+    "baseline": (False, sb.Fixed()),
+    "dhm": (True, sb.Fixed()),
+    "dhm, branches sampled": (True, sb.Bernoulli(0.5, "branch", "step")),
+}
+TURNS = 9
+
+
+class Step:
+    """A step of this process's share of the batch."""
+
+    def __init__(self, fabric: Fabric, has_branches: bool, sampler: sb.Fixed | sb.Bernoulli) -> None:
+        self.fabric, self.sampler = fabric, sampler
+        torch.manual_seed(0)
+        self.net = sb.attach(timm.create_model(MODEL, num_classes=100), None if has_branches else [])
+        self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network = fabric.setup_module(self.net)
+        self.traffic = Traffic()
+        self.traffic.attach(self.network._forward_module)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), 0.01, momentum=0.9)
+        self.objective = sb.dhm() if has_branches else sb.baseline()
+        share = BATCH // fabric.world_size
+        self.images = torch.randn(share, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(0, 100, (share,))
+
+    def __call__(self, number: int, together: bool) -> float:
+        """Its time in seconds, until all processes are done, with the gradients reduced together or not."""
+        started = time.perf_counter()
+        draw = self.sampler(self.net.names, seed=0, epoch=0, step=number)
+        out = [body for branch, body in self.net.branches.items() if branch not in draw.live]
+        self.traffic.unused = {each for body in out for each in body.parameters()}
+        is_apart = self.fabric.world_size > 1 and not together
+        with self.fabric.no_backward_sync(self.network, enabled=is_apart):
+            outputs = self.network(self.images, live=draw.live)
+            self.fabric.backward(self.objective(outputs, self.labels, mimics=draw.mimics).total)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.barrier()
+        return time.perf_counter() - started
+
+
+def rows_of_one_count(threads: int) -> list[dict[str, object]]:
+    """In each of the processes that torchrun or the plain interpreter started."""
+    torch.set_num_threads(threads)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
+        precision="bf16-mixed" if torch.cpu.get_capabilities().get("avx512_bf16") else "32-true",
+    )
+    fabric.launch()
+    rows = []
+    for kind, (has_branches, sampler) in KINDS.items():
+        step = Step(fabric, has_branches, sampler)
+        for number in range(3):
+            step(number, True)
+        step.traffic.sent = 0
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for number in range(TURNS):
+            # DDP does not bear steps apart of other branches than the step together has.
+            for together in (True, False) if isinstance(sampler, sb.Fixed) else (True,):
+                times[together].append(step(number, together))
+        whole = statistics.mean(times[True])
+        alone = statistics.mean(times[False]) if times[False] else None
+        rows.append(
+            {
+                "kind": kind,
+                "processes": world,
+                "threads": threads,
+                "images_per_second": round(BATCH / whole, 1),
+                "step_ms": round(1000 * whole, 1),
+                "quartiles_ms": [round(1000 * each, 1) for each in statistics.quantiles(times[True])[::2]],
+                "communication": round(max(0.0, 1 - alone / whole), 3) if world > 1 and alone else None,
+                "reduced_mb": round(step.traffic.sent / TURNS / 1e6, 2) if world > 1 else 0.0,
+            }
+        )
+    return rows if fabric.is_global_zero else []
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        rows = rows_of_one_count(int(sys.argv[1]))
+        if rows:
+            print(json.dumps(rows))
+        return
+    cores = len(os.sched_getaffinity(0))
+    rows = []
+    for count, threads in ((1, cores), (1, 1), (2, 1), (4, 1)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command = (command if count > 1 else [sys.executable]) + [__file__, str(threads)]
+        said = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        rows += json.loads(said.stdout.strip().splitlines()[-1])
+        print(*rows[-len(KINDS) :], sep="\n", flush=True)
+    facts = {"cores": cores, "model": MODEL, "batch": BATCH, "torch": torch.__version__}
+    RESULT.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
