@@ -58,6 +58,25 @@ def flag_table(bench: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+FAULTS = {
+    "kills": "runs killed at random moments (45), checkpoints damaged (4)",
+    "disk": "disks that fill at random moments",
+    "images": "unusual, broken, truncated and enormous images, two decoders",
+    "pickles": "pickles that would run code, as checkpoint, weights, data, index or recipe",
+    "configs": "fields of the config, each of another type and beyond its range",
+    "paths": "spaces, quotes, line ends, other scripts, links that go round",
+}
+
+
+def fault_table() -> str:
+    counts = json.loads((ROOT / "results/faults.json").read_text(encoding="utf-8"))
+    lines = ["| | tried | survived | lost |", "|---|---|---|---|"]
+    for kind, what in FAULTS.items():
+        row = counts[kind]
+        lines.append(f"| {what} | {row['tried']} | {row['survived']} | {row['lost']} |")
+    return "\n".join(lines)
+
+
 def measured() -> str:
     short, photos = records("cifar100-resnet32-short"), records("imagenette-small")
     plain = [run for run in short if "cheap" not in run.folder.root.name]
@@ -96,6 +115,12 @@ What branches cost, as multiples of the baseline, and what makes them cost less 
 `--branches.start_epoch` and `--branches.stop_epoch` leave them out of a share of the epochs):
 
 {flag_table(bench)}
+
+Faults put in on purpose (`make test-faults`, `results/faults.json`). A killed run, or one whose disk filled, was
+resumed and ended with the same bits as one that was left alone; a bad image, path, pickle or config was trained on
+where it can be, else refused in one line, and nothing was lost or run.
+
+{fault_table()}
 """
 
 

@@ -30,7 +30,7 @@ def test_commands_parse(line):
     assert parser.parse_args(words).subcommand == words[0]
 
 
-@pytest.mark.parametrize("script", ["tables.py", "networks.py", "coverage.py"])
+@pytest.mark.parametrize("script", ["tables.py", "networks.py", "coverage.py", "scaling.py"])
 def test_generated_pages_are_in_step(script):
     status = subprocess.run([sys.executable, ROOT / "benchmarks" / script, "--check"], check=False).returncode
     assert status == 0, f"run: python benchmarks/{script}"

@@ -78,6 +78,7 @@ BEYOND = {
     "runtime.devices": 0,
     "runtime.num_nodes": 0,
     "runtime.precision": "8",
+    "runtime.strategy": "zero",
     "runtime.channels_last": "maybe",
     "runtime.compile": "fast",
     "runtime.replicas": 0,
