@@ -135,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        print(f"sidebranch: {error}", file=sys.stderr)
+        who = "" if is_main_process() else f"process {torch.distributed.get_rank()}: "
+        print(f"sidebranch: {who}{error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         again = "run it again" if arguments[0] == "demo" else "add --resume"

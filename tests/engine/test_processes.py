@@ -16,7 +16,7 @@ PLAIN = """
 model: {name: test_convnext, branches: auto}
 data: {name: folder, root: ROOT, batch_size: 8, image_size: 32, resize: 36, workers: 0}
 optim: {lr: 0.05, epochs: 2, schedule: cosine}
-runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1}
+runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1, checkpoint_minutes: 0.0001}
 """
 SPREAD = """
 optim: {name: adamw, lr: 0.001, epochs: 2, schedule: cosine, clip: 0.5}

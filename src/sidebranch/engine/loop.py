@@ -59,12 +59,14 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
     may_skip = not sampler.always_all or any(phases)
     fabric = launch(config.runtime, may_skip_parameters=may_skip)
     reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
-    state = _state_to_resume(config, folder, reporter) if resume else None
-    run = _Run(config, folder, fabric, reporter)
-    if state is not None:
-        run.restore(state)
-    with collected() as signals, kernels(config.runtime.deterministic), closing(run):
-        return run.train(signals, resume)
+    with among_processes(fabric.world_size):
+        with fabric.rank_zero_first():  # it mends the folder
+            state = _state_to_resume(config, folder, reporter) if resume else None
+        run = _Run(config, folder, fabric, reporter)
+        if state is not None:
+            run.restore(state)
+        with collected() as signals, kernels(config.runtime.deterministic), closing(run):
+            return run.train(signals, resume)
 
 
 def is_of(folder: RunFolder, config: Config) -> bool:
@@ -217,14 +219,12 @@ class _Run:
             self.folder.claim(resume)
             with self.folder.occupied():
                 try:
-                    with among_processes(self.fabric.world_size):
-                        return self._train(signals)
+                    return self._train(signals)
                 except UserError:
                     self.saving.close()
                     self.folder.discard()
                     raise
-        with among_processes(self.fabric.world_size):
-            return self._train(signals)
+        return self._train(signals)
 
     def _train(self, signals: list[int]) -> list[Row]:
         epochs = self.config.optim.epochs
@@ -432,7 +432,7 @@ class _Run:
                     torch.distributed.broadcast(buffer, 0)
 
     def _summed(self, sums: Tensor) -> Tensor:
-        return self.fabric.all_reduce(sums, reduce_op="sum")  # pyright: ignore[reportReturnType] (a tensor gives a tensor)
+        return self.fabric.all_reduce(sums.clone(), reduce_op="sum")  # pyright: ignore[reportReturnType] (a tensor gives a tensor)
 
     def _save(self, *afterwards: Callable[[], object]) -> None:
         """Copies the state, and writes the copy while training goes on, and then what follows from it."""
