@@ -104,7 +104,7 @@ class _Run:
     def __init__(self, config: Config, folder: RunFolder, fabric: Fabric, reporter: Reporter) -> None:
         self.config, self.folder, self.fabric, self.reporter = config, folder, fabric, reporter
         self.device = fabric.device
-        shard = Shard(fabric.global_rank, fabric.world_size, fabric.world_size // config.runtime.num_nodes)
+        shard = Shard(fabric.global_rank, fabric.world_size, getattr(fabric.strategy, "num_processes", 1))
         with fabric.rank_zero_first(local=True):  # it downloads, or writes an index
             inputs = read_inputs(config.data, config.seed)
         self.classes = inputs.classes

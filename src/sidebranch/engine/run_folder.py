@@ -120,9 +120,11 @@ class RunFolder:
             size: bytes of one checkpoint.
 
         Raises:
-            UserError: there is no room for the last, the one before, the best, and one that is being written.
+            UserError: there is no room for the last, the one before, the best, as far as they are not there yet, and one
+                that is being written.
         """
-        wanted, free = 4 * size, shutil.disk_usage(self.root).free
+        to_come = sum(not each.exists() for each in (self.last, self.previous, self.best))
+        wanted, free = (to_come + 1) * size, shutil.disk_usage(self.root).free
         if free < wanted:
             raise UserError(
                 f"the disk of '{self.root}' has {free / 1e6:,.0f} MB left, the run's checkpoints take up to "
