@@ -120,7 +120,7 @@ class RunFolder:
             size: bytes of one checkpoint.
 
         Raises:
-            UserError: there is no room for the last, the one before, the best, as far as they are not there yet, and one
+            UserError: there is no room for the last, the one before and the best, as far as they are to come, and one
                 that is being written.
         """
         to_come = sum(not each.exists() for each in (self.last, self.previous, self.best))
