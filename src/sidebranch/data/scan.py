@@ -75,7 +75,7 @@ def _index(top: Path, classes: list[str]) -> dict[str, list[str]]:
 
 def _files_under(top: str) -> tuple[list[str], dict[str, int]]:
     """Image files, sorted as ImageFolder sorts them, and every folder's time of change. Links that go round end."""
-    files: list[str] = []
+    files: dict[str, list[str]] = {}
     folders: dict[str, int] = {}
     around: set[tuple[int, int]] = set()
     waiting = [top]
@@ -86,13 +86,18 @@ def _files_under(top: str) -> tuple[list[str], dict[str, int]]:
             continue
         around.add((stat.st_dev, stat.st_ino))
         folders[place] = stat.st_mtime_ns
+        names = files[place] = []
         with os.scandir(place) as entries:
             for entry in entries:
                 if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     waiting.append(entry.path)
                 elif entry.name.lower().endswith(IMG_EXTENSIONS):
-                    files.append(os.path.relpath(entry.path, top))
-    return sorted(files, key=os.path.split), folders
+                    names.append(entry.name)
+    found: list[str] = []
+    for place in sorted(files):
+        below = "" if place == top else place[len(top) + 1 :] + os.sep
+        found += [below + name for name in sorted(files[place])]
+    return found, folders
 
 
 def _changed(path: str) -> int:
