@@ -11,7 +11,7 @@ from PIL import Image
 
 from sidebranch.engine import RunFolder, checkpoint, recipe, train
 
-# No batch norm, whose statistics would be of a share. 19 images: of the last batch, of 3, a rank of four has nothing.
+# No batch norm, whose statistics would be of a share. 19 and 9 images: last batches of 3 and 1, so that ranks have none.
 PLAIN = """
 model: {name: test_convnext, branches: auto}
 data: {name: folder, root: ROOT, batch_size: 8, image_size: 32, resize: 36, workers: 0}
@@ -35,7 +35,7 @@ RUNS = {
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
     root = tmp_path_factory.mktemp("together")
-    pixels = torch.randint(0, 256, (24, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(0, 256, (28, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for number, each in enumerate(pixels):
         place = root / "photos" / ("train" if number < 19 else "val") / ("ant", "bee")[number % 2]
         place.mkdir(parents=True, exist_ok=True)

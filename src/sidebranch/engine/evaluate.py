@@ -25,6 +25,7 @@ def evaluate(
     loader: Loader,
     device: torch.device,
     reduce: Callable[[Tensor], Tensor] | None = None,
+    blank: Tensor | None = None,
 ) -> dict[str, dict[str, float]]:
     """Loss in nats, top-1 and top-5 error in percent, of each classifier and of the ensemble.
 
@@ -36,12 +37,15 @@ def evaluate(
         loader: every image of the validation set once, over all ranks together.
         device: where the loader's batches are.
         reduce: sums a tensor over the ranks.
+        blank: images to run where a rank has none, if the network takes all ranks to run it.
     """
     was_training = network.training
     network.eval()
     meter = Meter(columns_of(names), device)
     for images, labels in loader.batches():
         if not len(labels):  # a rank without a share of the last batch, or a batch of unreadable files
+            if blank is not None:
+                network(blank)
             continue
         scores = torch.stack([logits.float() for logits in network(images).logits]).log_softmax(-1)
         if len(names) > 1:

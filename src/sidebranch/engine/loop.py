@@ -139,8 +139,10 @@ class _Run:
             checkpoint_stages(self.inner)
         for each in [self.inner] if self.ema is None else [self.inner, self.ema.module]:
             compile_network(each, self.choices.compile)
+        self.blank = None  # for evaluation where a process has no image
         if isinstance(fabric.strategy, ModelParallelStrategy):
             spread(groups(self.inner, inputs.shape, self.device), self.inner, fabric.strategy.device_mesh)
+            self.blank = torch.zeros(1, *inputs.eval_shape, device=self.device)
         network = fabric.setup_module(self.inner, _reapply_compile=False)
         optimizer = build.build_optimizer(config.optim, self.inner, fused=self._may_fuse())
         self.optimizer: Any = fabric.setup_optimizers(optimizer)
@@ -402,7 +404,7 @@ class _Run:
         self._share_buffers()
         evaluated = self.ema.module if self.ema is not None else self.inner
         with self.fabric.autocast():
-            errors = evaluate(evaluated, self.names, self.val_loader, self.device, self._summed)
+            errors = evaluate(evaluated, self.names, self.val_loader, self.device, self._summed, self.blank)
         apart(self.inner)
         for name, values in errors.items():
             if not math.isfinite(values["loss"]):
