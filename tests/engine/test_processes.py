@@ -11,7 +11,7 @@ from PIL import Image
 
 from sidebranch.engine import RunFolder, checkpoint, recipe, train
 
-# No batch norm, whose statistics would be of a share. 19 and 9 images: last batches of 3 and 1, so that ranks have none.
+# No batch norm, whose statistics would be of a share. 19 and 9 images: of the last batches some ranks have nothing.
 PLAIN = """
 model: {name: test_convnext, branches: auto}
 data: {name: folder, root: ROOT, batch_size: 8, image_size: 32, resize: 36, workers: 0}
