@@ -132,7 +132,10 @@ def read_imagenet_labels(labels: str, devkit: str) -> dict[str, str]:
     if bool(labels) == bool(devkit):
         raise UserError("prepare imagenet-val needs either --labels FILE or --devkit ILSVRC2012_devkit_t12")
     try:
-        found = dict(_of_lines(Path(labels)) if labels else _of_devkit(Path(devkit)))
+        found: dict[str, str] = {}
+        for name, label in _of_lines(Path(labels)) if labels else _of_devkit(Path(devkit)):
+            if found.setdefault(name, label) != label:
+                raise ValueError(f"{name} is {found[name]} and {label}")
     except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the labels in '{labels or devkit}' ({reason(error)})") from error
     if not found:

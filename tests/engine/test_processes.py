@@ -20,7 +20,7 @@ runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 
 """
 SPREAD = """
 optim: {name: adamw, lr: 0.001, epochs: 2, schedule: cosine, clip: 0.5}
-runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1, strategy: fsdp}
+runtime: {accelerator: cpu, precision: 32-true, log_every: 1, strategy: fsdp}
 """
 TOGETHER = Path(__file__).with_name("together.py")
 RUNS = {

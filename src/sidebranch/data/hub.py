@@ -33,9 +33,11 @@ class Hub:
         return len(self.table)
 
     def read(self, number: int) -> bytes:
-        cell = self.table[number][self.column]
-        if cell["bytes"] is not None:
+        cell = self.table[number][self.column] or {}
+        if cell.get("bytes") is not None:
             return cell["bytes"]
+        if not cell.get("path"):
+            raise OSError(f"{self.name(number)} is empty")
         return Path(cell["path"]).read_bytes()
 
     def name(self, number: int) -> str:

@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from sidebranch.data.crop import UNREADABLE
 from sidebranch.data.images import ImageSplit, compared
 from sidebranch.data.scan import cache_folder
 from sidebranch.errors import UserError, reason
 from sidebranch.seeding import generator
 
 INDEX = "index.json"
+SCHEMES = ("https", "http", "gs", "s3", "hf", "ais", "sftp", "ftps")
 FORMAT = 1
+ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # of Pillow's formats, where they are not the same
 
 
 class Shards:
@@ -37,18 +43,20 @@ class Shards:
         root: the folder or address of the shards.
         names: of the shards, in order.
         groups: [N], the shard of each image.
+        sizes: of the shards, in bytes.
         places: [N, 2], offset and length of each image in its shard, in bytes.
     """
 
-    def __init__(self, root: str, names: Sequence[str], groups: Tensor, places: Tensor) -> None:
-        self.root, self.names, self.groups, self.places = root, tuple(names), groups, places
+    def __init__(self, root: str, names: Sequence[str], sizes: Sequence[int], groups: Tensor, places: Tensor) -> None:
+        self.root, self.names, self.sizes, self.groups, self.places = root, tuple(names), tuple(sizes), groups, places
 
     def __len__(self) -> int:
         return len(self.places)
 
     def read(self, number: int) -> bytes:
         offset, length = self.places[number].tolist()
-        path = local(f"{self.root}/{self.names[int(self.groups[number])]}")
+        group = int(self.groups[number])
+        path = local(f"{self.root}/{self.names[group]}", self.sizes[group])
         with open(path, "rb") as file:
             content = os.pread(file.fileno(), length, offset)
         if len(content) < length:
@@ -85,27 +93,30 @@ def shards(root: str) -> tuple[ImageSplit, ImageSplit]:
 
 
 def _split(root: str, parts: Sequence[dict[str, Any]], classes: tuple[str, ...]) -> ImageSplit:
+    if not parts or any(len(part["labels"]) != len(part["places"]) for part in parts):
+        raise ValueError("a split without shards, or labels without places")
     counts = torch.tensor([len(part["labels"]) for part in parts])
     labels = torch.tensor([label for part in parts for label in part["labels"]])
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise ValueError("labels beyond its classes")
-    places = torch.tensor([place for part in parts for place in part["places"]]).view(-1, 2)
+    places = torch.tensor([(int(start), int(length)) for part in parts for start, length in part["places"]])
     for part in parts:
         if not _is_address(root):
             path = Path(root) / part["name"]
             if not path.is_file() or path.stat().st_size != part["bytes"]:
                 raise UserError(f"the shard '{path}' is missing or not as long as '{root}/{INDEX}' says")
     groups = torch.arange(len(parts)).repeat_interleave(counts)
-    return ImageSplit.whole(Shards(root, [part["name"] for part in parts], groups, places), labels, classes)
+    names, sizes = [str(part["name"]) for part in parts], [int(part["bytes"]) for part in parts]
+    return ImageSplit.whole(Shards(root, names, sizes, groups, places), labels, classes)
 
 
-def local(path: str) -> str:
-    """A local file of this content: itself, or the download of an address."""
+def local(path: str, size: int = -1) -> str:
+    """A local file of this content: itself, or the download of an address, anew if it is not of this size."""
     if not _is_address(path):
         return path
     base, _, name = path.rpartition("/")
     kept = cache_folder() / "shards" / hashlib.sha256(base.encode()).hexdigest()[:24] / name
-    if kept.is_file() and name != INDEX:
+    if kept.is_file() and kept.stat().st_size == size:
         return str(kept)
     temporary = kept.with_name(f".{name}.{os.getpid()}.tmp")
     try:
@@ -122,8 +133,8 @@ def local(path: str) -> str:
 
 
 def _is_address(root: str) -> bool:
-    scheme = root.partition(":")[0]
-    return len(scheme) > 1 and scheme.isalnum() and root.startswith(f"{scheme}:") and not Path(root).exists()
+    """Of a kind, and in letters, that no reader hands to a shell as anything but an address."""
+    return re.fullmatch(rf"({'|'.join(SCHEMES)})://[\w.~/:@%+,=-]+", root, re.ASCII) is not None
 
 
 def webdataset() -> Any:
@@ -170,9 +181,15 @@ def _written(library: Any, splits: dict[str, ImageSplit], target: Path, megabyte
         )
         try:
             for place, at in enumerate(order.tolist()):
-                ending = Path(split.name(at)).suffix.lower().lstrip(".") or "jpg"
-                label = int(split.labels[at])
-                writer.write({"__key__": f"{place:09d}", ending: split.read(at), "cls": str(label).encode()})
+                content = split.read(at)
+                try:
+                    with Image.open(io.BytesIO(content)) as file:
+                        ending = ENDINGS.get(file.format or "", (file.format or "").lower())
+                except UNREADABLE as error:
+                    wrong = f"cannot pack '{split.name(at)}': it is no image"
+                    raise UserError(f"{wrong}; `sidebranch prepare check` lists all such") from error
+                label = str(int(split.labels[at])).encode()
+                writer.write({"__key__": f"{place:09d}", ending: content, "cls": label})
         finally:
             writer.close()
         index["splits"][name] = [_described(path) for path in map(Path, written)]

@@ -97,11 +97,17 @@ def check(config: Config) -> None:
         raise UserError("sampling.roots are probabilities of places to emerge from; they go with branches.roots stage")
     if runtime.compile in (True, "cuda_graphs") and runtime.checkpoint_activations:
         raise UserError("runtime.compile and runtime.checkpoint_activations do not go together; take one of them")
-    whole = optim.ema or optim.new_layers_epochs or optim.name == "lamb" or runtime.compile in (True, "cuda_graphs")
-    if runtime.strategy == "fsdp" and whole:
+    whole = optim.ema or optim.new_layers_epochs or optim.name == "lamb" or optim.accumulate > 1
+    if runtime.strategy == "fsdp" and (whole or runtime.compile in (True, "cuda_graphs")):
         raise UserError(
-            "runtime.strategy fsdp does not go with optim.ema, new_layers_epochs or lamb, nor with runtime.compile; "
-            "take ddp"
+            "runtime.strategy fsdp does not go with optim.ema, new_layers_epochs, accumulate or lamb, nor with "
+            "runtime.compile; take ddp"
+        )
+    if runtime.strategy == "fsdp" and runtime.channels_last == "yes":
+        raise UserError("runtime.strategy fsdp takes no channels-last weights; leave runtime.channels_last at auto")
+    if optim.skip_nonfinite and runtime.precision == "16-mixed":
+        raise UserError(
+            "optim.skip_nonfinite is not for runtime.precision 16-mixed, which leaves out such steps itself"
         )
     if runtime.replicas > 1 and runtime.devices * runtime.num_nodes > 1:
         raise UserError("runtime.replicas share one device; train on several devices, or several seeds on one")

@@ -19,6 +19,7 @@ from sidebranch.engine.config import RuntimeConfig
 from sidebranch.errors import UserError, reason
 
 Compile = bool | Literal["cuda_graphs"]
+SAID = "sidebranch: why a process ended"
 WORTH_COMPILING = 2000  # steps
 GRAPHS = 64  # of one network: whichever branches live, training or not, whole batches and an epoch's last
 
@@ -57,7 +58,12 @@ def hardware(config: RuntimeConfig, device: torch.device, steps: int = 0) -> Har
     precision: str = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if _computes_bf16(device) else "32-true"
-    channels_last = device.type in ("cpu", "cuda") if config.channels_last == "auto" else config.channels_last == "yes"
+    spread = config.strategy == "fsdp"  # which takes no weights that are laid out otherwise
+    channels_last = (
+        device.type in ("cpu", "cuda") and not spread
+        if config.channels_last == "auto"
+        else config.channels_last == "yes"
+    )
     return Hardware(precision, channels_last, *_compiler(config, device, steps))
 
 
@@ -119,15 +125,26 @@ class ProcessLost(Exception):
     """One of the processes that train together has ended, so that none can go on."""
 
 
+def _store() -> torch.distributed.Store:
+    """What all processes can write to and read from."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
 @contextmanager
 def among_processes(count: int) -> Iterator[None]:
-    """Says what a broken connection between several processes means."""
+    """Says what a broken connection between several processes means: what the one that ended has to say, if anything."""
     try:
         yield
+    except UserError as error:
+        if count > 1 and torch.distributed.is_initialized():
+            _store().set(SAID, str(error))
+        raise
     except RuntimeError as error:
         text = str(error).lower()
         if count == 1 or not (isinstance(error, torch.distributed.DistError) or "gloo" in text or "nccl" in text):
             raise
+        if torch.distributed.is_initialized() and _store().check([SAID]):
+            raise UserError(_store().get(SAID).decode()) from error
         raise ProcessLost(f"another of the {count} processes has ended; what it said tells why") from error
 
 

@@ -113,7 +113,7 @@ class Inputs:
             device=device,
             training=training,
             seed=self.seed,
-            workers=min(config.workers, max(1, cores() // shard.neighbours)),
+            workers=min(config.workers, max(1, _own_cores(shard))),
             drop_last=drop_last,
             on_corrupt=config.on_corrupt,
             shard=shard,
@@ -155,6 +155,11 @@ def read_images(root: str) -> tuple[sources.ImageSplit, sources.ImageSplit]:
     if root.startswith(sources.HUB_PREFIX):
         return sources.hub(root)
     return sources.shards(root) if sources.is_sharded(root) else sources.folder(root)
+
+
+def _own_cores(shard: sources.Shard) -> int:
+    """A process's share of the machine, unless it was given cores of its own, as SLURM does."""
+    return cores() if cores() < (os.cpu_count() or 1) else cores() // shard.neighbours
 
 
 def _arrays(config: DataConfig) -> tuple[sources.ArraySplit, sources.ArraySplit]:

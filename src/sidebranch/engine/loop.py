@@ -221,7 +221,8 @@ class _Run:
             self.folder.claim(resume)
             with self.folder.occupied():
                 try:
-                    return self._train(signals)
+                    with among_processes(self.fabric.world_size):
+                        return self._train(signals)
                 except UserError:
                     self.saving.close()
                     self.folder.discard()
@@ -421,10 +422,18 @@ class _Run:
         self._save(*keep_best, lambda: self.folder.write_metrics(rows))
         self.reporter.epoch(row)
         self._write_events({key: value for key, value in row.items() if "/" in key})
-        corrupt = self.train_loader.corrupt | self.val_loader.corrupt
+        corrupt = self._gathered(self.train_loader.corrupt | self.val_loader.corrupt)
         if len(corrupt) > self.corrupt:
             self.corrupt = len(corrupt)
             self.reporter.say(f"left out so far: {self.corrupt} files that are no images, such as '{min(corrupt)}'")
+
+    def _gathered(self, names: set[str]) -> set[str]:
+        """All processes' names."""
+        if self.fabric.world_size == 1:
+            return names
+        everyone: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(everyone, names)
+        return set().union(*everyone)
 
     def _share_buffers(self) -> None:
         """Every process evaluates, and the first one saves, the statistics that the first one has."""
