@@ -89,6 +89,13 @@ def test_images_and_labels_that_do_not_belong_together(flat, tmp_path, labels_fi
         prepare.read_imagenet_labels(str(text), "")
 
 
+def test_an_image_of_two_classes_is_refused(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("ILSVRC2012_val_00000001.JPEG n00000001\nILSVRC2012_val_00000001.JPEG n00000002\n")
+    with pytest.raises(sb.UserError, match="ILSVRC2012_val_00000001 is n00000001 and n00000002"):
+        prepare.read_imagenet_labels(str(path), "")
+
+
 def test_missing_images_are_counted(flat, labels_file, capsys):
     (flat / "ILSVRC2012_val_00000004.JPEG").unlink()
     assert main(["prepare", "imagenet-val", str(flat), "--labels", str(labels_file)]) == 1

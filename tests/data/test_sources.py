@@ -135,6 +135,63 @@ def test_harmed_shards(packed, harm, message):
         data.shards(str(packed))
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda splits: splits.update(val=[]),
+        lambda splits: splits["train"][0]["places"].pop(),
+        lambda splits: splits["train"][0]["places"].__setitem__(0, [1]),
+        lambda splits: splits["train"][0]["labels"].__setitem__(0, 99),
+        lambda splits: splits["train"][0].pop("bytes"),
+    ],
+)
+def test_an_index_that_is_damaged(packed, harm):
+    index = json.loads((packed / "index.json").read_text())
+    harm(index["splits"])
+    (packed / "index.json").write_text(json.dumps(index))
+    with pytest.raises(sb.UserError, match="is no index of `sidebranch prepare shards`"):
+        data.shards(str(packed))
+
+
+@pytest.mark.parametrize("root", ["pipe:touch {}; cat ", "http://a/$(touch {})", "http://a/';touch {};'", "file:{}"])
+def test_an_address_that_a_shell_would_run_is_no_address(tmp_path, root):
+    mark = tmp_path / "was-here"
+    assert not data.is_sharded(root.format(mark))
+    with pytest.raises(sb.UserError, match="no folder"):
+        data.folder(root.format(mark))
+    assert not mark.exists()
+
+
+def test_shards_of_shards_and_a_file_that_is_no_image(photos, packed, tmp_path):
+    train, val = data.shards(str(packed))
+    data.write_shards({"train": train, "val": val}, tmp_path / "again", 1)
+    assert contents(data.shards(str(tmp_path / "again"))[0]) == contents(train)
+    with tarfile.open(tmp_path / "again" / "val-000000.tar") as tar:
+        assert {name.partition(".")[2] for name in tar.getnames()} == {"png", "cls"}
+    (photos / "train" / "bee" / "2.png").write_bytes(b"no image")
+    train, val = data.folder(photos)
+    with pytest.raises(sb.UserError, match=r"cannot pack '.*bee/2.png': it is no image; `sidebranch prepare check`"):
+        data.write_shards({"train": train, "val": val}, tmp_path / "out", 1)
+
+
+def test_a_download_of_another_size_is_fetched_anew(small_shards, monkeypatch):
+    module = sys.modules["sidebranch.data.shards"]
+
+    fetched = []
+
+    class Library:
+        @staticmethod
+        def gopen(path):
+            fetched.append(path)
+            return open(small_shards / path.rpartition("/")[2], "rb")
+
+    monkeypatch.setattr(module, "webdataset", lambda: Library)
+    size = (small_shards / "val-000000.tar").stat().st_size
+    for asked in (size, size, size + 1):
+        module.local("https://there/val-000000.tar", asked)
+    assert len(fetched) == 2
+
+
 def test_a_shard_that_shrank_while_it_was_read_is_an_unreadable_image(packed):
     train, _ = data.shards(str(packed))
     os.truncate(packed / "train-000000.tar", 600)

@@ -92,6 +92,26 @@ def test_several_processes_train_as_one(configs, alone, tmp_path, count, names):
         assert_close(read(tmp_path / name), alone[name])
 
 
+def test_an_error_of_one_process_is_the_run_s_and_leaves_nothing(configs, tmp_path):
+    text = next(path for path in configs if path.stem == "plain").read_text()
+    photos = Path(text.split("root: ")[1].split(",")[0])
+    bad = sorted((photos / "val").rglob("*.png"))[1]  # the second process's
+    content = bad.read_bytes()
+    bad.write_bytes(b"no image")
+    try:
+        config = next(path for path in configs if path.stem == "plain")
+        ended = start(
+            "-m", "sidebranch", "train", config, "--output", tmp_path / "run", "--runtime.devices", "2",
+            "--runtime.checkpoint_minutes", "0",
+        )  # fmt: skip
+    finally:
+        bad.write_bytes(content)
+    assert ended.returncode == 2, ended.stderr
+    assert f"sidebranch: cannot read the image '{bad}'" in ended.stderr
+    assert "--resume" not in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_number(configs, alone, tmp_path):
     config = next(path for path in configs if path.stem == "plain")
     ended = start(TOGETHER, "die", 4, tmp_path / "plain", config)

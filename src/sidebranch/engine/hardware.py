@@ -125,14 +125,14 @@ class ProcessLost(Exception):
     """One of the processes that train together has ended, so that none can go on."""
 
 
-def _store() -> torch.distributed.Store:
+def _store() -> torch.distributed.Store:  # pyright: ignore[reportPrivateImportUsage]
     """What all processes can write to and read from."""
     return torch.distributed.distributed_c10d._get_default_store()
 
 
 @contextmanager
 def among_processes(count: int) -> Iterator[None]:
-    """Says what a broken connection between several processes means: what the one that ended has to say, if anything."""
+    """Says what a broken connection between several processes means: what the one that ended had to say, if it did."""
     try:
         yield
     except UserError as error:
