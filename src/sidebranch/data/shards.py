@@ -31,7 +31,7 @@ from sidebranch.errors import UserError, reason
 from sidebranch.seeding import generator
 
 INDEX = "index.json"
-SCHEMES = ("https", "http", "gs", "s3", "hf", "ais", "sftp", "ftps")
+SCHEMES = ("https", "http", "gs", "hf", "ais", "sftp", "ftps")
 FORMAT = 1
 ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # of Pillow's formats, where they are not the same
 
