@@ -33,25 +33,31 @@ TURNS = 9
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 BEGIN, END = "<!-- measured: benchmarks/scaling.py --page writes from here -->", "<!-- to here -->"
 SECONDS = 256 / 1000  # assumed: the baseline's, for a device's share
-# Megabytes of gradients as DDP reduced them (docs/scaling.md), computing by the baseline's.
-MODELLED = {"baseline": (95, 1.0), "DHM": (373, 2.03), "DHM, branches sampled": (198, 1.52)}
+WORK = {"baseline": 1.0, "DHM": 2.03, "DHM, branches sampled": 1.52}  # by the baseline's
 
 
 class Step:
     """A step of this process's share of the batch."""
 
-    def __init__(self, fabric: Fabric, has_branches: bool, sampler: sb.Fixed | sb.Bernoulli) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        has_branches: bool,
+        sampler: sb.Fixed | sb.Bernoulli | sb.Categorical,
+        model: str = MODEL,
+        images: tuple[int, int] = (BATCH, 32),
+    ) -> None:
         self.fabric, self.sampler = fabric, sampler
         torch.manual_seed(0)
-        self.net = sb.attach(timm.create_model(MODEL, num_classes=100), None if has_branches else [])
+        self.net = sb.attach(timm.create_model(model, num_classes=100), None if has_branches else [])
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network = fabric.setup_module(self.net)
         self.traffic = Traffic()
         self.traffic.attach(self.network._forward_module)
         self.optimizer = torch.optim.SGD(self.net.parameters(), 0.01, momentum=0.9)
         self.objective = sb.dhm() if has_branches else sb.baseline()
-        share = BATCH // fabric.world_size
-        self.images = torch.randn(share, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        share, side = images[0] // fabric.world_size, images[1]
+        self.images = torch.randn(share, 3, side, side).contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(0, 100, (share,))
 
     def __call__(self, number: int, together: bool) -> float:
@@ -109,6 +115,23 @@ def rows_of_one_count(threads: int) -> list[dict[str, object]]:
     return rows if fabric.is_global_zero else []
 
 
+def gradients() -> dict[str, float]:
+    """Megabytes of ResNet-50's gradients that two processes reduce, by the branches that live in the step."""
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true", precision="32-true")
+    fabric.launch()
+    found = {}
+    for live in ("baseline", "none", "b1", "b2", "b1+b2"):
+        sampler = sb.Fixed() if live == "baseline" else sb.Categorical({live: 1.0}, "branch", "step")
+        step = Step(fabric, live != "baseline", sampler, "resnet50", (4, 64))
+        for number in range(2):  # DDP puts its buckets together anew after the first
+            step(number, True)
+        step.traffic.sent = 0
+        step(2, True)
+        found[live] = round(step.traffic.sent / 1e6, 1)
+    return found if fabric.is_global_zero else {}
+
+
 def page() -> str:
     """The part of docs/scaling.md that is numbers."""
     measured = json.loads(RESULT.read_text(encoding="utf-8"))
@@ -151,10 +174,19 @@ def page() -> str:
         "| | B, MB | w, GB/s | 8 GPUs | 64 | 512 |",
         "|---|---|---|---|---|---|",
     ]
+    sent = measured["gradients_mb"]
+    sampled = sum(sent[live] for live in ("none", "b1", "b2", "b1+b2")) / 4
+    sizes = sent["baseline"], sent["b1+b2"], sampled
     for speed in (25.0, 1.25):
-        for kind, (size, work) in MODELLED.items():
+        for (kind, work), size in zip(WORK.items(), sizes, strict=True):
             cells = [_cell(size, work * SECONDS, speed, count) for count in (8, 64, 512)]
-            lines.append(f"| {kind} | {size} | {speed} | {' | '.join(cells)} |")
+            lines.append(f"| {kind} | {size:.0f} | {speed} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Gradients that two processes reduced, ResNet-50 with its published branches, by those that live in the step:",
+        ", ".join(f"{live} {size:.0f} MB" for live, size in sent.items()) + " (none: main alone). Each branch with",
+        f"probability 1/2: {sampled:.0f} MB a step.",
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -177,6 +209,11 @@ def write_page(check: bool) -> int:
 def main() -> int:
     if sys.argv[1:] in (["--page"], ["--check"]):
         return write_page(sys.argv[1] == "--check")
+    if sys.argv[1:] == ["gradients"]:
+        found = gradients()
+        if found:
+            print(json.dumps(found))
+        return 0
     if len(sys.argv) > 1:
         rows = rows_of_one_count(int(sys.argv[1]))
         if rows:
@@ -192,8 +229,11 @@ def main() -> int:
         )
         rows += json.loads(said.stdout.strip().splitlines()[-1])
         print(*rows[-len(KINDS) :], sep="\n", flush=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    said = subprocess.run([*command, "gradients"], stdout=subprocess.PIPE, text=True, check=True)
+    sent = json.loads(said.stdout.strip().splitlines()[-1])
     facts = {"cores": cores, "model": MODEL, "batch": BATCH, "torch": torch.__version__}
-    RESULT.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+    RESULT.write_text(json.dumps(facts | {"gradients_mb": sent, "rows": rows}, indent=1) + "\n")
     return write_page(False)
 
 
