@@ -163,7 +163,6 @@ class _Run:
         self.best = {"epoch": 0, "top1": float("inf")}
         self.writer: SummaryWriter | None = None
         self.corrupt = 0  # files left out
-        self.skipped = 0  # steps left out, as reported
         self.warned = False
         self.saving = Behind()
         self.saved = time.perf_counter()
@@ -190,7 +189,7 @@ class _Run:
             )
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.rows, self.best = state["rows"], state["best"]
-        self.train_step.skipped = self.skipped = state.get("skipped", 0)
+        self.train_step.skipped = state.get("skipped", 0)
         self.fabric._precision.load_state_dict(state.get("precision", {}))
         if self.fabric.is_global_zero:  # it has everyone's
             self.train_step.meter.sums.copy_(state["meter"])
@@ -330,13 +329,8 @@ class _Run:
             moment = Moment(self.epoch, self.step, len(self.train_loader))
             if len(labels) or not alone:  # a batch of which nothing could be read moves nothing
                 total = self.train_step(images, labels, moment)
+                self._say_if_left_out()
             self.step += 1
-            if self.train_step.skipped > self.skipped:
-                self.skipped = self.train_step.skipped
-                self.reporter.say(
-                    f"left out epoch {self.epoch + 1}, step {self.step}: not finite in {self.train_step.skipped_in} "
-                    f"({self.skipped} of up to {self.config.optim.skip_nonfinite})"
-                )
             if self.step % self.config.runtime.log_every == 0:
                 self._log_step(total, (self.step - first_step) / (time.perf_counter() - started))
             if alone or self.step % self.config.runtime.log_every == 0:
@@ -352,6 +346,13 @@ class _Run:
         self.seconds = seconds_before + training
         images_per_second = (self.step - first_step) * self.config.data.batch_size / max(training, 1e-9)
         self._end_epoch(images_per_second)
+
+    def _say_if_left_out(self) -> None:
+        if self.train_step.skipped_in:
+            self.reporter.say(
+                f"left out epoch {self.epoch + 1}, step {self.step + 1}: not finite in {self.train_step.skipped_in} "
+                f"({self.train_step.skipped} of up to {self.config.optim.skip_nonfinite})"
+            )
 
     def _log_step(self, total: Tensor, steps_per_second: float) -> None:
         """Reads the metrics back from the device."""

@@ -173,11 +173,12 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"another process is training in '{self.root}'; wait, or give another --output") from error
-        except (OSError, NotImplementedError):  # no locks on this file system
+        except (OSError, NotImplementedError):  # a file system without locks: two runs in one folder go unnoticed there
+            pass
+        try:
             yield
-            return
-        with lock:
-            yield
+        finally:
+            lock.release()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class TrainStep:
         num_classes: K.
 
     Attributes:
-        skipped: steps so far whose gradient was not finite (`optim.skip_nonfinite`), what the last was in.
+        skipped: steps so far whose gradient was not finite (`optim.skip_nonfinite`).
+        skipped_in: what was not finite in the last step, if it was left out; else empty.
     """
 
     def __init__(
@@ -93,6 +94,10 @@ class TrainStep:
         lr = learning_rate(config.optim, moment.done, moment.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        draw, roots = self.draw(moment)
+        if self.traffic.is_attached:
+            out = [body for name, body in self.inner.branches.items() if name not in draw.live]
+            self.traffic.unused = {each for body in out for each in body.parameters()}
         share = self._share(len(labels), moment)
         if blank := not len(labels):  # the others wait for this process's part of the gradient: it is nothing
             images, labels = images.new_zeros(1, *self.shape), labels.new_zeros(1)
@@ -108,7 +113,7 @@ class TrainStep:
             weight = share * len(known) / len(labels)
             is_last = place == len(pieces[0]) - 1
             with self.fabric.no_backward_sync(self.network, enabled=several and not is_last):
-                total += self._backward(seen, known, wanted, moment, weight, counts=not blank)
+                total += self._backward(seen, known, wanted, draw, roots, moment, weight, counts=not blank)
         self._update(moment, before)
         return total
 
@@ -128,14 +133,19 @@ class TrainStep:
         return count * self.fabric.world_size / min(size, self.train_images - moment.step * size)
 
     def _backward(
-        self, images: Tensor, labels: Tensor, targets: Tensor, moment: Moment, weight: float, counts: bool
+        self,
+        images: Tensor,
+        labels: Tensor,
+        targets: Tensor,
+        draw: Draw,
+        roots: dict[str, str],
+        moment: Moment,
+        weight: float,
+        counts: bool,
     ) -> Tensor:
         config, count = self.config, len(images)
         if count == 1 < config.data.batch_size:  # batch norm needs two images: of the same the mean loss is the same
             images, targets = torch.cat([images, images]), torch.cat([targets, targets])
-        draw, roots = self.draw(moment)
-        out = [body for name, body in self.inner.branches.items() if name not in draw.live]
-        self.traffic.unused = {each for body in out for each in body.parameters()}
         rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))
         outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
@@ -151,11 +161,12 @@ class TrainStep:
     def _update(self, moment: Moment, before: list[Tensor]) -> None:
         """Moves the weights, unless the gradient is not finite and that may happen."""
         optim = self.config.optim
+        self.skipped_in = ""
         if optim.skip_nonfinite and (where := self._not_finite()):
             self.skipped += 1
-            terms = self.finiteness.first_bad_step()
-            self.skipped_in = ", ".join(terms[1]) if terms and terms[1] else f"the gradient of '{where}'"
             if self.skipped <= optim.skip_nonfinite:
+                terms = self.finiteness.first_bad_step()
+                self.skipped_in = ", ".join(terms[1]) if terms and terms[1] else f"the gradient of '{where}'"
                 self.finiteness = Finiteness(self.inner.names, self.fabric.device)
                 for buffer, old in zip(self.inner.buffers(), before, strict=True):
                     buffer.copy_(old)

@@ -18,9 +18,11 @@ class Traffic:
 
     Attributes:
         sent: bytes of gradients so far.
+        is_attached: whether DDP asks.
     """
 
     def __init__(self) -> None:
+        self.is_attached = False
         self.unused: set[Tensor] = set()
         self.sent = 0
 
@@ -28,6 +30,7 @@ class Traffic:
         """To a network that DDP wraps; to no other."""
         if isinstance(network, DistributedDataParallel):
             network.register_comm_hook(self, _reduce)
+            self.is_attached = True
 
 
 def _reduce(traffic: Traffic, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
