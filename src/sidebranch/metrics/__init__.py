@@ -1,5 +1,6 @@
 """Measures of predictions."""
 
+from sidebranch.metrics.ranking import People, Ranker, Ranking, distances_between, rank
 from sidebranch.metrics.top_k import top_k_hits
 
-__all__ = ["top_k_hits"]
+__all__ = ["People", "Ranker", "Ranking", "distances_between", "rank", "top_k_hits"]
