@@ -3,7 +3,7 @@
 from sidebranch.data.arrays import ArraySplit, cifar10, cifar100, digits
 from sidebranch.data.augment import Augmentation, Normalisation
 from sidebranch.data.corruption import corrupt_labels
-from sidebranch.data.crop import FolderTransform
+from sidebranch.data.crop import FolderTransform, PersonTransform
 from sidebranch.data.dali import DaliLoader
 from sidebranch.data.device_loader import DeviceLoader
 from sidebranch.data.folder import IMAGENET, FolderLoader
@@ -11,6 +11,7 @@ from sidebranch.data.hub import PREFIX as HUB_PREFIX
 from sidebranch.data.hub import hub
 from sidebranch.data.images import Files, ImageSplit
 from sidebranch.data.order import Shard
+from sidebranch.data.reid import ReIDSet, reid
 from sidebranch.data.scan import folder, scanned
 from sidebranch.data.shards import is_sharded, shards, write_shards
 
@@ -26,6 +27,8 @@ __all__ = [
     "FolderTransform",
     "ImageSplit",
     "Normalisation",
+    "PersonTransform",
+    "ReIDSet",
     "Shard",
     "cifar10",
     "cifar100",
@@ -34,6 +37,7 @@ __all__ = [
     "folder",
     "hub",
     "is_sharded",
+    "reid",
     "scanned",
     "shards",
     "write_shards",

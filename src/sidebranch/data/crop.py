@@ -64,9 +64,7 @@ class FolderTransform:
             steps.append(v2.RandAugment(magnitude=self.magnitude))
         elif self.policy == "trivialaugment":
             steps.append(v2.TrivialAugmentWide())
-        if self.erase:
-            colour: Any = [124.0, 116.0, 104.0]
-            steps.append(v2.RandomErasing(self.erase, value=colour))
+        steps += _erasing(self.erase)
         return v2.Compose(steps) if steps else None
 
     def build(self, training: bool) -> v2.Compose:
@@ -94,6 +92,46 @@ class FolderTransform:
             across, down = width / resized_width, height / resized_height
             box = left * across, top * down, (left + self.size) * across, (top + self.size) * down
         return Crop(*box, mirrored=training and self.flip and bool(torch.rand(1) < 0.5))
+
+
+@dataclass(frozen=True)
+class PersonTransform:
+    """How a file of a pedestrian becomes a tensor: upright, not square.
+
+    Args:
+        size: height and width that the network sees; validation resizes to them.
+        resize: height that training images are first resized to, the width in proportion, before a random crop.
+        padding: instead of a larger resize: black pixels around the resized image before that crop.
+        flip: whether half of the training images are mirrored.
+        erase: the probability with which a box of a training image is painted in the mean colour of ImageNet.
+    """
+
+    size: tuple[int, int] = (256, 128)
+    resize: int = 288
+    padding: int = 0
+    flip: bool = True
+    erase: float = 0.0
+
+    def distortions(self) -> v2.Compose | None:
+        """What training does to the cropped image; None for nothing."""
+        steps = _erasing(self.erase)
+        return v2.Compose(steps) if steps else None
+
+    def build(self, training: bool) -> v2.Compose:
+        """PIL image to uint8 [3, height, width]."""
+        height, width = self.size
+        steps: list[v2.Transform] = [v2.Resize([height, width])]
+        if training:
+            larger: list[v2.Transform] = [v2.Resize([self.resize, round(self.resize * width / height)])]
+            steps = [*steps, v2.Pad(self.padding)] if self.padding else larger
+            steps += [v2.RandomCrop([height, width])]
+            steps += [v2.RandomHorizontalFlip()] if self.flip else []
+        return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def _erasing(probability: float) -> list[v2.Transform]:
+    colour: Any = [124.0, 116.0, 104.0]
+    return [v2.RandomErasing(probability, value=colour)] if probability else []
 
 
 def _drawn(transform: v2.RandomResizedCrop | v2.RandomCrop, height: int, width: int) -> tuple[int, int, int, int]:

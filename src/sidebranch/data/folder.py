@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sidebranch.data.augment import Normalisation
-from sidebranch.data.crop import UNREADABLE, FolderTransform, crop_of, cut, drawing, rgb
+from sidebranch.data.crop import UNREADABLE, FolderTransform, PersonTransform, crop_of, cut, drawing, rgb
 from sidebranch.data.images import ImageSplit
-from sidebranch.data.order import Shard, batches_of, steps_of
+from sidebranch.data.order import Shard, batches_of, class_batches, class_steps, steps_of
 from sidebranch.errors import UserError
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -31,9 +31,12 @@ class _Images(Dataset[tuple[Tensor, int] | str]):
     Indices from the split's length on are further looks of the same images.
     """
 
-    def __init__(self, split: ImageSplit, transform: FolderTransform, training: bool, seed: int, exact: bool) -> None:
-        self.split, self.transform, self.training, self.seed = split, transform, training, seed
-        self.exactly = transform.build(training) if exact else None
+    def __init__(
+        self, split: ImageSplit, transform: FolderTransform | PersonTransform, training: bool, seed: int, exact: bool
+    ) -> None:
+        self.split, self.training, self.seed = split, training, seed
+        self.square = transform if isinstance(transform, FolderTransform) and not exact else None
+        self.whole = transform.build(training)
         self.distorted = transform.distortions() if training else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
@@ -41,13 +44,13 @@ class _Images(Dataset[tuple[Tensor, int] | str]):
         place = index % len(self.split)
         try:
             with Image.open(io.BytesIO(self.split.read(place))) as file:
-                if self.exactly is None:
-                    crop = crop_of(self.transform, file, self.training, self.seed, epoch, index)
-                    image = cut(file, crop, self.transform.size)
+                if self.square is not None:
+                    crop = crop_of(self.square, file, self.training, self.seed, epoch, index)
+                    image = cut(file, crop, self.square.size)
                 else:
-                    whole = rgb(file)
+                    decoded = rgb(file)
                     with drawing("augment", self.seed, epoch, index):
-                        image = self.exactly(whole)
+                        image = self.whole(decoded)
         except UNREADABLE:
             return self.split.name(place)
         if self.distorted is not None:
@@ -85,19 +88,20 @@ class FolderLoader:
 
     Args:
         split: the images.
-        transform: their geometry.
+        transform: their geometry; that of pedestrians is always torchvision's.
         batch_size: over all ranks together.
         training: shuffle and augment.
         workers: processes that decode; 0 decodes in this one.
         exact: torchvision's transforms on whole images, as in the papers; else JPEGs are decoded no larger than needed.
         repeats: looks of an image in an epoch, of as many fewer images.
+        instances: training: images of each class in a batch, 0 for chance; see `class_batches`.
         on_corrupt: "error" stops at a file that is no image; "skip" leaves it out and counts it in `corrupt`.
     """
 
     def __init__(
         self,
         split: ImageSplit,
-        transform: FolderTransform,
+        transform: FolderTransform | PersonTransform,
         batch_size: int,
         *,
         device: torch.device,
@@ -107,6 +111,7 @@ class FolderLoader:
         drop_last: bool = False,
         exact: bool = False,
         repeats: int = 1,
+        instances: int = 0,
         on_corrupt: Literal["error", "skip"] = "error",
         normalisation: Normalisation = IMAGENET,
         shard: Shard = Shard(),
@@ -115,11 +120,15 @@ class FolderLoader:
         self.normalisation = normalisation
         self.on_corrupt = on_corrupt
         self.corrupt: set[str] = set()
-        order = {"shuffle": training, "drop_last": drop_last}
-        more = {"seed": seed, "shard": shard, "groups": split.groups, "repeats": repeats}
-        self._batches = _Batches(
-            partial(batches_of, len(split), batch_size, **order, **more), steps_of(len(split), batch_size, **order)
-        )
+        if instances and training:
+            balanced = partial(class_batches, split.labels, batch_size, instances, seed=seed, shard=shard)
+            self._batches = _Batches(balanced, class_steps(split.labels, batch_size, instances))
+        else:
+            order = {"shuffle": training, "drop_last": drop_last}
+            more = {"seed": seed, "shard": shard, "groups": split.groups, "repeats": repeats}
+            self._batches = _Batches(
+                partial(batches_of, len(split), batch_size, **order, **more), steps_of(len(split), batch_size, **order)
+            )
         self._loader = DataLoader(
             _Images(split, transform, training, seed, exact),
             batch_sampler=self._batches,  # pyright: ignore[reportArgumentType] (its items are our keys, not ints)

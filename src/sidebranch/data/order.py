@@ -78,3 +78,43 @@ def steps_of(count: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> 
     whole, rest = divmod(count, batch_size)
     least = batch_size if drop_last else min(batch_size, 2) if shuffle else 1
     return whole + (rest >= least)
+
+
+def class_batches(
+    labels: Tensor, batch_size: int, instances: int, *, seed: int, epoch: int, shard: Shard
+) -> list[Tensor]:
+    """This rank's indices, batch by batch: of every class that a batch has, `instances` images ("PK sampling").
+
+    A class's images are put in a new order every epoch and cut into groups of so many; its last group is filled up
+    with images drawn anew from all of its own. The groups, in a new order, fill the batches; what does not fill one is
+    left out. Groups are dealt out to the ranks whole.
+
+    Args:
+        labels: [n], of all images.
+        batch_size: images a step over all ranks together, a multiple of `instances` and of the ranks' number.
+        instances: images of a class.
+    """
+    draws = generator("order", seed, epoch)
+    groups = []
+    for members in _by_class(labels):
+        shuffled = members[torch.randperm(len(members), generator=draws)]
+        lacking = -len(members) % instances
+        more = members[torch.randint(len(members), (lacking,), generator=draws)]
+        groups.append(torch.cat([shuffled, more]).view(-1, instances))
+    every = torch.cat(groups)
+    mixed = every[torch.randperm(len(every), generator=draws)]
+    steps = class_steps(labels, batch_size, instances)
+    batches = mixed[: steps * (batch_size // instances)].view(steps, -1, instances)
+    return [batch[shard.rank :: shard.world_size].flatten() for batch in batches]
+
+
+def class_steps(labels: Tensor, batch_size: int, instances: int) -> int:
+    """Batches an epoch of `class_batches`."""
+    groups = sum(-(-len(members) // instances) for members in _by_class(labels))
+    return groups // (batch_size // instances)
+
+
+def _by_class(labels: Tensor) -> tuple[Tensor, ...]:
+    """The indices of each class's images."""
+    counts = labels.bincount()
+    return labels.argsort(stable=True).split(counts[counts > 0].tolist())
