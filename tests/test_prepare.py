@@ -3,6 +3,7 @@ from scipy.io import savemat
 
 import sidebranch as sb
 from sidebranch import prepare
+from sidebranch.prepare import folders
 from sidebranch.cli import main
 
 LABELS = {f"ILSVRC2012_val_{number:08d}": f"n0000000{number % 3}" for number in range(1, 8)}
@@ -39,7 +40,7 @@ def test_validation_images_go_into_their_classes(flat, labels_file, capsys):
 def test_an_interrupted_move_goes_on(flat, monkeypatch):
     moves = prepare.imagenet_val_moves(flat, LABELS)
     some = dict(list(moves.to_do.items())[:3])
-    prepare.move(prepare.Moves(some, 0, []))
+    prepare.move(folders.Moves(some, 0, []))
     again = prepare.imagenet_val_moves(flat, LABELS)
     assert (len(again.to_do), again.done) == (4, 3)
     prepare.move(again)

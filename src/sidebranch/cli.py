@@ -98,7 +98,8 @@ PREPARE_HELP = """Put a data set in order before training.
 
   sidebranch prepare check data/photos
   sidebranch prepare imagenet-val data/imagenet/val --devkit ILSVRC2012_devkit_t12 --dry-run
-  sidebranch prepare shards data/imagenet data/imagenet-shards"""
+  sidebranch prepare shards data/imagenet data/imagenet-shards
+  sidebranch prepare synthetic-reid data/reid"""
 
 CHECK_HELP = """Decode every image under DIR/train and DIR/val, and compare their classes.
 
@@ -107,6 +108,10 @@ Exit status 1 where a file is no image or a class is in only one of them."""
 IMAGENET_VAL_HELP = """Move ImageNet's 50,000 flat validation images into a folder a class.
 
 May be interrupted and run again."""
+
+SYNTHETIC_REID_HELP = """Draw a small re-identification set of people before six cameras, laid out as Market-1501.
+
+For tests and a first run: sidebranch train market1501/mobilenet --data.root DIR"""
 
 SHARDS_HELP = """Pack a folder of classes, or hf:NAME, into WebDataset tar shards with an index.
 
@@ -249,7 +254,8 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 def _add_kinds(verb: ArgumentParser, plain: Callable[..., ArgumentParser]) -> None:
     """What may be prepared."""
     kinds = verb.add_subcommands(required=True, metavar="WHAT")
-    checked, sorted_in, packed = (plain(description=text) for text in (CHECK_HELP, IMAGENET_VAL_HELP, SHARDS_HELP))
+    texts = (CHECK_HELP, IMAGENET_VAL_HELP, SHARDS_HELP, SYNTHETIC_REID_HELP)
+    checked, sorted_in, packed, drawn = (plain(description=text) for text in texts)
     checked.add_argument("folder", type=str, help="With train/CLASS/*.jpg and val/CLASS/*.jpg.")
     sorted_in.add_argument("folder", type=str, help="Where the images lie.")
     sorted_in.add_argument("--labels", type=str, default="", help="Lines of image and class (n01751748).")
@@ -258,7 +264,11 @@ def _add_kinds(verb: ArgumentParser, plain: Callable[..., ArgumentParser]) -> No
     packed.add_argument("root", type=str, help="A folder with train/ and val/, or hf:NAME.")
     packed.add_argument("output", type=str, help="A new folder.")
     packed.add_argument("--megabytes", type=int, default=500, help="After so many a shard is full.")
-    for name, kind in {"check": checked, "imagenet-val": sorted_in, "shards": packed}.items():
+    drawn.add_argument("folder", type=str, help="A new folder.")
+    drawn.add_argument("--identities", type=int, default=200, help="People; half of them are for training.")
+    drawn.add_argument("--seed", type=int, default=0, help="The same seed draws the same people.")
+    kinds_of = {"check": checked, "imagenet-val": sorted_in, "shards": packed, "synthetic-reid": drawn}
+    for name, kind in kinds_of.items():
         kinds.add_subcommand(name, kind, help=(kind.description or "").splitlines()[0])
 
 
@@ -352,7 +362,12 @@ def _export(options: Namespace) -> int:
 
 def _prepare(options: Namespace) -> int:
     what = options.subcommand
-    run = {"check": _check_folder, "imagenet-val": _sort_imagenet_val, "shards": _pack_shards}
+    run = {
+        "check": _check_folder,
+        "imagenet-val": _sort_imagenet_val,
+        "shards": _pack_shards,
+        "synthetic-reid": _draw_reid,
+    }
     return run[what](options[what])
 
 
@@ -400,6 +415,21 @@ def _pack_shards(options: Namespace) -> int:
     for name, split in splits.items():
         print(f"{name}: {len(split):,} images of {len(split.classes):,} classes in {counts[name]:,} shards")
     print(f"train on them: sidebranch train RECIPE --data.root {target}")
+    return 0
+
+
+def _draw_reid(options: Namespace) -> int:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("images", total=None)
+        counts = prepare.write_synthetic_reid(
+            Path(options.folder),
+            options.identities,
+            options.seed,
+            lambda at, of: progress.update(task, completed=at, total=of),
+        )
+    for name, count in counts.items():
+        print(f"{name}: {count:,} images")
+    print(f"train on them: sidebranch train market1501/mobilenet --data.root {options.folder}")
     return 0
 
 

@@ -24,11 +24,13 @@ class Outputs:
         names: of the classifiers that were computed.
         logits: one [N, K] tensor a name; a branch's may be of the first images of the batch only, [n, K].
         network: the names of all the network's classifiers, computed or not; `names` if left out.
+        features: one [N, D] tensor a name, what its classifier took; empty unless the model was asked for them.
     """
 
     names: tuple[str, ...]
     logits: tuple[Tensor, ...]
     network: tuple[str, ...] = ()
+    features: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         self.network = self.network or self.names
@@ -95,6 +97,32 @@ class _Tap:
         return feature
 
 
+class _Head:
+    """Before one classifier: records what comes to it during one forward pass, and sends it through a neck."""
+
+    def __init__(self, name: str, neck: nn.Module | None) -> None:
+        self.name, self.neck = name, neck
+        self.is_open = False
+        self.features: Tensor | None = None
+
+    def record(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        features = inputs[0]
+        if self.is_open:
+            self.features = features
+        return None if self.neck is None else (self.neck(features),)
+
+    def open(self) -> None:
+        self.is_open = True
+        self.features = None
+
+    def close(self) -> Tensor:
+        features, self.features, self.is_open = self.features, None, False
+        if features is None or features.ndim != 2:
+            what = "does not run" if features is None else f"takes {features.ndim} dimensions, not [N, D]"
+            raise UserError(f"no features of {self.name}: its classifier {what}")
+        return features
+
+
 class BranchedModel(nn.Module):
     """A backbone and its branches.
 
@@ -108,6 +136,8 @@ class BranchedModel(nn.Module):
         forks: name to the path of the module it forks at, the last of its places.
         places: name to the paths that its root may move over.
         names: ("main", "b1", ...).
+        classifiers: name to the layer whose inputs are its features; empty until `watch_features`.
+        necks: name to what stands before that layer in training, and does not ship.
     """
 
     def __init__(self, backbone: nn.Module, branches: Sequence[SideBranch] = ()) -> None:
@@ -117,6 +147,9 @@ class BranchedModel(nn.Module):
         self.forks: dict[str, str] = {}
         self.places: dict[str, tuple[str, ...]] = {}
         self._taps: dict[str, _Tap] = {}
+        self.classifiers: dict[str, str] = {}
+        self.necks = nn.ModuleDict()
+        self._heads: dict[str, _Head] = {}
         modules = dict(backbone.named_modules())
         for branch in branches:
             if not branch.name.isidentifier() or branch.name == "main" or branch.name in self.forks:
@@ -136,6 +169,19 @@ class BranchedModel(nn.Module):
     @property
     def names(self) -> tuple[str, ...]:
         return ("main", *self.forks)
+
+    def watch_features(self, classifiers: Mapping[str, str], necks: Mapping[str, nn.Module] | None = None) -> None:
+        """From now on, `forward` also gives what the classifiers take.
+
+        Args:
+            classifiers: name to the path of its last layer within this model: "backbone.fc", "branches.b1.fc".
+            necks: name to a module between the features [N, D] and that layer, such as a batch norm (Luo et al. 2019).
+        """
+        self.necks.update(necks or {})
+        for name, path in classifiers.items():
+            head = _Head(name, dict(self.necks).get(name))
+            self.get_submodule(path).register_forward_pre_hook(head.record)
+            self.classifiers[name], self._heads[name] = path, head
 
     def forward(
         self,
@@ -163,8 +209,9 @@ class BranchedModel(nn.Module):
                 raise UserError(f"'{at}' is no place of branch '{name}'; {nearest(at, self.places.get(name, ()))}")
         forks = {name: (roots or {}).get(name, at) for name, at in self.forks.items() if live is None or name in live}
         taps = {at: self._taps[at] for at in forks.values()}
-        for tap in taps.values():
-            tap.open()
+        heads = [head for name, head in self._heads.items() if name == "main" or name in forks]
+        for each in (*taps.values(), *heads):
+            each.open()
         try:
             main = self.backbone(images)
             features = {at: self._feature(tap) for at, tap in taps.items()}
@@ -176,14 +223,14 @@ class BranchedModel(nn.Module):
         if rows is not None:
             features = {at: feature[:rows] for at, feature in features.items()}
         logits = (main, *(self.branches[name](features[at]) for name, at in forks.items()))
-        return Outputs(("main", *forks), logits, self.names)
+        return Outputs(("main", *forks), logits, self.names, tuple(head.close() for head in heads))
 
     def release(self) -> nn.Module:
         """Takes the taps off and gives the backbone back, as it came; this model's branches work no more."""
-        for at in self._taps:
-            hooks = self.backbone.get_submodule(at)._forward_hooks
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self._taps[at]]:
-                del hooks[key]
+        for path, tap in self._taps.items():
+            _unhook(self.backbone.get_submodule(path)._forward_hooks, tap)
+        for name, head in self._heads.items():
+            _unhook(self.get_submodule(self.classifiers[name])._forward_pre_hooks, head)
         return self.backbone
 
     @staticmethod
@@ -196,6 +243,11 @@ class BranchedModel(nn.Module):
                 f"fork after that operation (an in-place activation, most likely)"
             )
         return tap.feature
+
+
+def _unhook(hooks: dict[int, Any], of: object) -> None:
+    for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is of]:
+        del hooks[key]
 
 
 def _unknown(at: str, modules: dict[str, nn.Module]) -> str:

@@ -10,7 +10,7 @@ from sidebranch.data.folder import IMAGENET, FolderLoader
 from sidebranch.data.hub import PREFIX as HUB_PREFIX
 from sidebranch.data.hub import hub
 from sidebranch.data.images import Files, ImageSplit
-from sidebranch.data.order import Shard
+from sidebranch.data.order import Shard, class_steps
 from sidebranch.data.reid import ReIDSet, reid
 from sidebranch.data.scan import folder, scanned
 from sidebranch.data.shards import is_sharded, shards, write_shards
@@ -32,6 +32,7 @@ __all__ = [
     "Shard",
     "cifar10",
     "cifar100",
+    "class_steps",
     "corrupt_labels",
     "digits",
     "folder",

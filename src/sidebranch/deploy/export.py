@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from sidebranch.engine import RunFolder, build, checkpoint, recipe
+from sidebranch.engine.features import shipped
 from sidebranch.engine.weights import write_backbone
 from sidebranch.errors import UserError
 from sidebranch.zoo.reference import load_reference, read_reference
@@ -23,7 +24,7 @@ def export_run(folder: RunFolder, which: Literal["last", "best"], path: Path) ->
     network = build.build_network(build.untrained(config), state["num_classes"], shape)
     checkpoint.restore(network, state["ema"] or state["model"], folder.root)
     write_backbone(
-        network.backbone.state_dict(),
+        shipped(network),
         path,
         config.model.name,
         state["num_classes"],

@@ -19,7 +19,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from sidebranch import objective as objectives
 from sidebranch.attach import attach
-from sidebranch.branches import Growth, movable, small_input
+from sidebranch.branches import Growth, keep_resolution, last_stage, last_stride_one, movable, small_input
+from sidebranch.engine import features
 from sidebranch.engine.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, SamplingConfig
 from sidebranch.errors import UserError, nearest, reason
 from sidebranch.model import BranchedModel, SideBranch
@@ -57,13 +58,22 @@ def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> Bra
     if is_late:
         trained = build_adapted(config.model, num_classes, shape[0])
         backbone.load_state_dict(trained.state_dict())
+    if config.model.last_stride:
+        stage = last_stage(backbone)
+        for body in net.branches.values():
+            if stage in dict(body.named_modules()):
+                keep_resolution(body.get_submodule(stage))
+    if config.data.name == "reid":
+        features.watch(net, num_classes, config.model.bnneck)
     return net
 
 
 def build_adapted(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
-    """The backbone, its stem adapted to small images if the config says so."""
+    """The backbone, its stem adapted to small images and its last stride taken away if the config says so."""
     backbone = build_backbone(config, num_classes, in_chans)
-    return small_input(backbone) if config.small_input else backbone
+    if config.small_input:
+        small_input(backbone)
+    return last_stride_one(backbone) if config.last_stride else backbone
 
 
 def _attached(backbone: nn.Module, config: Config, shape: Sequence[int]) -> BranchedModel:
@@ -84,7 +94,7 @@ def new_layers(net: BranchedModel) -> list[nn.Module]:
     """What has no pretrained weights: the branches and the classifier."""
     classifier = net.backbone.get_classifier() if hasattr(net.backbone, "get_classifier") else ()  # pyright: ignore[reportCallIssue]
     classifiers = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-    return [*net.branches.values(), *(each for each in classifiers if isinstance(each, nn.Module))]
+    return [*net.branches.values(), *net.necks.values(), *(each for each in classifiers if isinstance(each, nn.Module))]
 
 
 def train_new_layers_only(net: BranchedModel, only: bool) -> None:
@@ -153,8 +163,9 @@ def _parameter_groups(config: OptimConfig, net: BranchedModel) -> Any:
         kind = type(net.backbone).__name__
         raise UserError(f"optim.layer_decay needs a backbone whose layers timm has put in order; {kind} is none")
     layers = {"weight_decay_exclude_1d": spares, "layer_decay": config.layer_decay}
-    branches = param_groups_weight_decay(net.branches, decay) if spares else [{"params": net.branches.parameters()}]
-    return [*param_groups_layer_decay(net.backbone, decay, **layers), *(branches if len(net.branches) else [])]
+    ours = nn.ModuleList([net.branches, net.necks])
+    fresh = param_groups_weight_decay(ours, decay) if spares else [{"params": list(ours.parameters())}]
+    return [*param_groups_layer_decay(net.backbone, decay, **layers), *(each for each in fresh if each["params"])]
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -169,4 +180,6 @@ def with_synced_batchnorm(net: BranchedModel) -> BranchedModel:
     """The same network, whose batch norms take their statistics over all processes; CUDA devices only."""
     net.release()
     branches = [SideBranch(name, net.places[name], convert_sync_batchnorm(body)) for name, body in net.branches.items()]
-    return BranchedModel(convert_sync_batchnorm(net.backbone), branches)
+    synced = BranchedModel(convert_sync_batchnorm(net.backbone), branches)
+    synced.watch_features(net.classifiers, {name: convert_sync_batchnorm(neck) for name, neck in net.necks.items()})
+    return synced

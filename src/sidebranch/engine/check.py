@@ -21,6 +21,8 @@ def check(config: Config) -> None:
         ("data.padding", data.padding, 0 <= data.padding <= 512, "a number of pixels up to 512, or 0 for no cropping"),
         ("data.corrupt_rate", data.corrupt_rate, 0 <= data.corrupt_rate <= 1, "a share from 0 to 1"),
         ("data.image_size", data.image_size, data.image_size >= 1, "at least 1"),
+        ("data.image_width", data.image_width, data.image_width >= 0, "a width in pixels, or 0 for half the height"),
+        ("data.instances", data.instances, data.instances >= 0, "a number of images, or 0"),
         ("data.eval_size", data.eval_size, data.eval_size >= 0, "a side in pixels, or 0 for data.image_size"),
         (
             "data.resize",
@@ -49,6 +51,9 @@ def check(config: Config) -> None:
             not branches.stop_epoch or branches.stop_epoch > branches.start_epoch,
             "after branches.start_epoch, or 0 for never",
         ),
+        ("objective.triplet", objective.triplet, objective.triplet >= 0, "0 or more"),
+        ("objective.triplet_margin", objective.triplet_margin, objective.triplet_margin >= 0, "0 or more"),
+        ("eval.chunk", config.eval.chunk, config.eval.chunk >= 1, "at least 1"),
         ("objective.temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("objective.label_smoothing", objective.label_smoothing, 0 <= objective.label_smoothing < 1, "0 to below 1"),
         ("optim.lr", optim.lr, optim.lr > 0, "above 0"),
@@ -90,7 +95,8 @@ def check(config: Config) -> None:
         raise UserError(
             "branches.at, depth, width and init go with model.branches auto; the published are what they are"
         )
-    distorts = data.policy != "none" or data.erase or data.repeats > 1
+    _check_reid(config)
+    distorts = data.policy != "none" or data.repeats > 1 or (data.erase and data.name != "reid")
     if distorts and (data.name != "folder" or data.backend == "dali"):
         raise UserError("data.policy, erase and repeats go with data.name folder and data.backend draft or torchvision")
     if config.sampling.roots and config.branches.roots == "end":
@@ -111,3 +117,33 @@ def check(config: Config) -> None:
         )
     if runtime.replicas > 1 and runtime.devices * runtime.num_nodes > 1:
         raise UserError("runtime.replicas share one device; train on several devices, or several seeds on one")
+
+
+def _check_reid(config: Config) -> None:
+    """Fields of re-identification, and what goes with them."""
+    data, objective, runtime = config.data, config.objective, config.runtime
+    if data.name != "reid":
+        asked = {
+            "data.instances": data.instances,
+            "data.image_width": data.image_width,
+            "objective.triplet": objective.triplet,
+            "model.bnneck": config.model.bnneck,
+        }
+        if wrong := [name for name, value in asked.items() if value]:
+            raise UserError(f"{wrong[0]} goes with data.name reid")
+        return
+    if data.backend != "draft" or data.eval_size:
+        raise UserError("data.name reid takes data.backend draft and no data.eval_size: its images are small")
+    if runtime.strategy == "fsdp":
+        raise UserError("runtime.strategy fsdp is not for data.name reid; take ddp")
+    processes = runtime.devices * runtime.num_nodes
+    if data.instances and data.batch_size % (data.instances * processes):
+        raise UserError(
+            f"data.batch_size is {data.batch_size}; with data.instances {data.instances} on {processes} devices it "
+            f"must be a multiple of {data.instances * processes}"
+        )
+    mixes = data.mixup or data.cutmix or config.optim.accumulate > 1
+    if objective.triplet and (data.instances < 2 or mixes):
+        raise UserError(
+            "objective.triplet needs data.instances of at least 2, and no data.mixup, data.cutmix or optim.accumulate"
+        )

@@ -23,6 +23,8 @@ class ModelConfig:
         depth: how many of them; 3 for ResNet-18's third.
         pretrained: start the backbone from timm's pretrained weights (downloads them where there is a network).
         small_input: take the down-samplings out of an ImageNet stem, for images of 32x32 to 64x64.
+        last_stride: of the last stage: 0, as the network has it; 1, twice as fine features.
+        bnneck: reid: a batch norm between the features and each classifier while training (Luo et al. 2019).
         options: more arguments of the network, as for timm.create_model: `{drop_rate: 0.3}`.
     """
 
@@ -31,6 +33,8 @@ class ModelConfig:
     depth: int = 2
     pretrained: bool = False
     small_input: bool = False
+    last_stride: Literal[0, 1] = 0
+    bnneck: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,6 +74,9 @@ class ObjectiveConfig:
         mimicry_ramp: epochs over which that weight rises from 0, in a line.
         temperature: softens teachers and students in the mimicry terms.
         label_smoothing: share of the label's probability spread evenly over all classes.
+        triplet: reid: weight of the batch-hard triplet loss of every classifier's features; 0 for none. It goes with
+            data.instances.
+        triplet_margin: reid: by how much others must be farther than oneself.
     """
 
     direction: Literal["both", "top_down", "bottom_up"] = "both"
@@ -77,6 +84,8 @@ class ObjectiveConfig:
     mimicry_ramp: int = 0
     temperature: float = 1.0
     label_smoothing: float = 0.0
+    triplet: float = 0.0
+    triplet_margin: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -106,36 +115,41 @@ class DataConfig:
     """Images and labels.
 
     Args:
-        name: `digits` (comes with scikit-learn), `cifar10`, `cifar100`, or `folder`: images of any size.
+        name: `digits` (comes with scikit-learn), `cifar10`, `cifar100`, `folder`: images of any size; or `reid`:
+            person re-identification.
         root: where the data lie; CIFAR is downloaded there if it is missing. folder: a folder with train/CLASS/*.jpg
             and val/CLASS/*.jpg; a folder or an address of WebDataset shards that `sidebranch prepare shards` wrote; or
-            `hf:NAME`, a data set of Hugging Face.
+            `hf:NAME`, a data set of Hugging Face. reid: a folder laid out as Market-1501's or DukeMTMC-reID's, or a CSV
+            file with the columns path, identity, camera and split (train, query or gallery).
         batch_size: images a step, over all devices together.
         limit: train on the first so many images only (folder: so many of a fixed random order); 0 takes all.
-        padding: pixels around the image before a random crop; 0 turns cropping off (digits and CIFAR).
+        padding: pixels around the image before a random crop; 0 turns cropping off (digits and CIFAR), or crops from a
+            larger `resize` (reid).
         padding_mode: `zeros` (black) or `reflect`.
         flip: mirror half of the training images.
         drop_last: leave out an epoch's last batch if it is not full.
         corrupt_rate: share of the training labels to replace, to probe robustness.
         corrupt_mode: replace by a `random` label, or by a `wrong` one.
-        image_size: folder: side of the square that the network sees.
+        image_size: folder: side of the square that the network sees; reid: the height.
+        image_width: reid: the width; 0 for half of image_size.
         eval_size: folder: side of the square at validation; 0 takes image_size.
-        resize: folder: shorter side before cropping.
+        resize: folder: shorter side before cropping; reid: the height before it, where padding is 0.
         scale: folder: training crops vary in scale and aspect ratio.
         policy: folder: torchvision's `randaugment` or `trivialaugment` after the crop.
         magnitude: folder: of randaugment, 0 to 30.
-        erase: folder: probability that a box of a training image is painted over.
+        erase: folder, reid: probability that a box of a training image is painted over.
+        instances: reid: images of each identity in a batch, of batch_size / instances people; 0 leaves it to chance.
         repeats: folder: times that a training image comes in an epoch, of as many fewer images: repeated augmentation.
         backend: folder: `draft`, Pillow, which decodes a JPEG no larger than its crop needs; `torchvision`, its
             transforms on whole images, as in the papers; `dali`, NVIDIA DALI, on a CUDA device where there is one.
-        workers: folder: processes that decode images, at most one a core.
-        on_corrupt: folder: `error` stops at a file that is no image; `skip` leaves it out and counts it.
+        workers: folder, reid: processes that decode images, at most one a core.
+        on_corrupt: folder, reid: `error` stops at a file that is no image; `skip` leaves it out and counts it.
         mixup: the alpha of mixup: pairs of images added up, labels too; 0 for none.
         cutmix: the alpha of CutMix: a box of one image in another; 0 for none. Beside mixup, each has half of the
             batches.
     """
 
-    name: Literal["digits", "cifar10", "cifar100", "folder"] = "digits"
+    name: Literal["digits", "cifar10", "cifar100", "folder", "reid"] = "digits"
     root: str = "data"
     batch_size: int = 128
     limit: int = 0
@@ -146,12 +160,14 @@ class DataConfig:
     corrupt_rate: float = 0.0
     corrupt_mode: Literal["random", "wrong"] = "random"
     image_size: int = 224
+    image_width: int = 0
     eval_size: int = 0
     resize: int = 256
     scale: bool = True
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
     magnitude: int = 9
     erase: float = 0.0
+    instances: int = 0
     repeats: int = 1
     backend: Literal["draft", "torchvision", "dali"] = "draft"
     workers: int = 4
@@ -211,6 +227,21 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """reid: how queries are compared with the gallery.
+
+    Args:
+        metric: `cosine` distance, or `euclidean`.
+        flip: features averaged with those of the mirrored image.
+        chunk: queries ranked at a time; bounds the memory, and changes no result.
+    """
+
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    flip: bool = False
+    chunk: int = 128
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """The machine. Nothing here changes what is trained, but for rounding.
 
@@ -256,7 +287,7 @@ class Config:
     Args:
         about: what the recipe is for, in a line.
         base: in a recipe: another one, which this one differs from only in what it states.
-        published: the papers' top-1 errors with this recipe, in percent, a method each.
+        published: the papers' top-1 errors with this recipe (reid: mAP), in percent, a method each.
         name: what run folders are called after; the recipe's name if empty.
         method: `baseline` trains the backbone alone; `dsl`, branches that learn from the labels; `dks`, branches that
             also teach one another; `dhm`, the same, meant to go with `--sampling`. Sampling masks any of them.
@@ -275,11 +306,22 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
 # Fields that a resumed run may have otherwise: they change nothing that is trained.
-NOT_TRAINED = ("about", "base", "published", "name", "runtime", "data.root", "data.workers", "data.on_corrupt")
+NOT_TRAINED = (
+    "about",
+    "base",
+    "published",
+    "name",
+    "runtime",
+    "data.root",
+    "data.workers",
+    "data.on_corrupt",
+    "eval.chunk",
+)
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Inputs:
         train: the training split, cut to the limit, its labels corrupted where asked.
         val: the validation split.
         shape: of an image as the network sees it: channels, height, width.
+        reid: who is on the images, if that is the task; "val" are its test images then.
     """
 
     config: DataConfig
@@ -44,6 +45,7 @@ class Inputs:
     train: sources.ArraySplit | sources.ImageSplit
     val: sources.ArraySplit | sources.ImageSplit
     shape: tuple[int, ...]
+    reid: sources.ReIDSet | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -63,6 +65,12 @@ class Inputs:
         """Of a validation image as the network sees it."""
         size = self.config.eval_size
         return (3, size, size) if self.config.name == "folder" and size else self.shape
+
+    @property
+    def epoch_images(self) -> int:
+        """That an epoch trains on, over all processes together."""
+        size, instances = self.config.batch_size, self.config.instances
+        return sources.class_steps(self.train.labels, size, instances) * size if instances else len(self.train)
 
     def train_loader(self, device: torch.device, shard: sources.Shard = sources.Shard()) -> Loader:
         """Shuffled and augmented."""
@@ -92,6 +100,20 @@ class Inputs:
                 drop_last=drop_last,
                 shard=shard,
             )
+        common = {
+            "device": device,
+            "training": training,
+            "seed": self.seed,
+            "workers": min(config.workers, max(1, _own_cores(shard))),
+            "drop_last": drop_last,
+            "on_corrupt": config.on_corrupt,
+            "shard": shard,
+        }
+        if self.reid is not None:
+            seen = sources.PersonTransform(
+                (self.shape[1], self.shape[2]), config.resize, config.padding, config.flip, config.erase
+            )
+            return sources.FolderLoader(split, seen, config.batch_size, instances=config.instances, **common)
         repeats = config.repeats if training else 1
         decoders = {
             "draft": partial(sources.FolderLoader, repeats=repeats),
@@ -110,13 +132,7 @@ class Inputs:
                 config.erase,
             ),
             config.batch_size,
-            device=device,
-            training=training,
-            seed=self.seed,
-            workers=min(config.workers, max(1, _own_cores(shard))),
-            drop_last=drop_last,
-            on_corrupt=config.on_corrupt,
-            shard=shard,
+            **common,
         )
 
 
@@ -126,7 +142,12 @@ def read_inputs(config: DataConfig, seed: int) -> Inputs:
     Raises:
         UserError: it is missing, damaged or wrongly laid out, or the config asks for more than it has.
     """
-    if config.name == "folder":
+    known = None
+    if config.name == "reid":
+        known = sources.reid(config.root)
+        train, val = known.train, known.test
+        shape = (3, config.image_size, config.image_width or config.image_size // 2)
+    elif config.name == "folder":
         train, val = read_images(config.root)
         shape = (3, config.image_size, config.image_size)
     else:
@@ -142,7 +163,12 @@ def read_inputs(config: DataConfig, seed: int) -> Inputs:
             f"data.drop_last leaves nothing of {len(train)} training images: they do not fill one batch of "
             f"{config.batch_size}"
         )
-    return Inputs(config, seed, train.relabelled(labels), val, shape)
+    if config.instances and not sources.class_steps(labels, config.batch_size, config.instances):
+        raise UserError(
+            f"{len(train.classes)} identities do not fill one batch of {config.batch_size} images, "
+            f"{config.instances} each (data.instances); lower data.batch_size"
+        )
+    return Inputs(config, seed, train.relabelled(labels), val, shape, known)
 
 
 def cores() -> int:

@@ -19,7 +19,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from sidebranch.data import Shard
@@ -27,11 +27,14 @@ from sidebranch.engine import build, checkpoint, recipe
 from sidebranch.engine.check import check
 from sidebranch.engine.config import Config, as_dict, differences
 from sidebranch.engine.evaluate import columns_of, evaluate
+from sidebranch.engine.features import shipped
 from sidebranch.engine.files import Behind
 from sidebranch.engine.hardware import among_processes, compile_network, hardware, is_main_process, kernels, launch
 from sidebranch.engine.inputs import read_inputs
+from sidebranch.engine.measure import MEAN_AP, TOP1
 from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.progress import Reporter, Silent
+from sidebranch.engine.retrieval import as_table, notes_on, retrieval_columns, retrieve
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.engine.schedule import learning_rate
 from sidebranch.engine.sharding import apart, groups, norms, spread
@@ -107,10 +110,12 @@ class _Run:
         shard = Shard(fabric.global_rank, fabric.world_size, getattr(fabric.strategy, "num_processes", 1))
         with fabric.rank_zero_first(local=True):  # it downloads, or writes an index
             inputs = read_inputs(config.data, config.seed)
-        self.classes = inputs.classes
+        self.classes, self.reid = inputs.classes, inputs.reid
+        self.measure = TOP1 if inputs.reid is None else MEAN_AP
         self.num_classes, self.in_chans = len(inputs.classes), inputs.shape[0]
         self.train_images = len(inputs.train)
-        self.described = inputs.described | ({"small_input": True} if config.model.small_input else {})
+        adapted = {"small_input": config.model.small_input, "last_stride": config.model.last_stride}
+        self.described = inputs.described | {name: value for name, value in adapted.items() if value}
         self.train_loader = inputs.train_loader(self.device, shard)
         self.val_loader = inputs.val_loader(self.device, shard)
         resuming = folder.last.exists()  # the pretrained weights are in the checkpoint then
@@ -154,13 +159,13 @@ class _Run:
             self.optimizer,
             self.ema,
             shape=inputs.shape,
-            train_images=self.train_images,
+            train_images=inputs.epoch_images,
             num_classes=self.num_classes,
         )
         self.train_step.draw(Moment(0, 0, 1))  # names a branch that is not there, if one is asked for
         self.seconds = 0.0
         self.rows: list[Row] = []
-        self.best = {"epoch": 0, "top1": float("inf")}
+        self.best: dict[str, float] = {"epoch": 0}
         self.writer: SummaryWriter | None = None
         self.corrupt = 0  # files left out
         self.warned = False
@@ -189,6 +194,8 @@ class _Run:
             )
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.rows, self.best = state["rows"], state["best"]
+        if self.best["epoch"] and "value" not in self.best:  # a checkpoint of version 0.1.0 or before
+            self.best["value"] = self.best.pop("top1")
         self.train_step.skipped = state.get("skipped", 0)
         self.fabric._precision.load_state_dict(state.get("precision", {}))
         if self.fabric.is_global_zero:  # it has everyone's
@@ -237,12 +244,14 @@ class _Run:
             self.folder.write_environment(self.device, choices=asdict(self.choices), parameters=self._parameters())
             self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done + 1 if self.done else None)
             self._mend()
-        self.reporter.say("\n".join([self._summary(), *(str(each.message) for each in self.notes)]))
+        people = [] if self.reid is None else notes_on(self.reid)
+        self.reporter.say("\n".join([self._summary(), *people, *(str(each.message) for each in self.notes)]))
         if self.epoch == epochs:
             self.reporter.say("finished already; a longer run is a new one, with more --optim.epochs")
         elif self.done:
             self.reporter.say(f"going on at epoch {self.epoch + 1}, step {self.step + 1}")
-        self.reporter.start(columns_of(self.names), epochs, len(self.train_loader), self.done)
+        columns = columns_of(self.names) if self.reid is None else retrieval_columns(self.names)
+        self.reporter.start(columns, epochs, len(self.train_loader), self.done, self.measure)
         for row in self.rows:
             self.reporter.epoch(row)
         while self.epoch < epochs:
@@ -405,18 +414,18 @@ class _Run:
             row |= {f"train/loss/{name}": each["loss"], f"train/top1/{name}": each["top1"]}
         self._share_buffers()
         evaluated = self.ema.module if self.ema is not None else self.inner
-        with self.fabric.autocast():
-            errors = evaluate(evaluated, self.names, self.val_loader, self.device, self._summed, self.blank)
+        found = self._evaluate(evaluated)
         apart(self.inner)
-        for name, values in errors.items():
-            if not math.isfinite(values["loss"]):
+        for name, values in found.items():
+            if not all(map(math.isfinite, values.values())):
                 self._stop_not_finite(self.epoch, len(self.train_loader), [f"validation of {name}"])
             row |= {f"val/{what}/{name}": value for what, value in values.items()}
         self.rows.append(row)
         self.epoch, self.step = self.epoch + 1, 0
-        is_best = row["val/top1/main"] < self.best["top1"]
+        value = self.measure.of(row)
+        is_best = "value" not in self.best or self.measure.is_better(value, self.best["value"])
         if is_best:
-            self.best = {"epoch": self.epoch, "top1": row["val/top1/main"]}
+            self.best = {"epoch": self.epoch, "value": value}
         meter.sums.zero_()
         rows = list(self.rows)
         keep_best = [self.folder.keep_best] if is_best else []
@@ -427,6 +436,17 @@ class _Run:
         if len(corrupt) > self.corrupt:
             self.corrupt = len(corrupt)
             self.reporter.say(f"left out so far: {self.corrupt} files that are no images, such as '{min(corrupt)}'")
+
+    def _evaluate(self, network: nn.Module) -> dict[str, dict[str, float]]:
+        """Column to its measures; the last epoch's rankings are kept for the page."""
+        common = (network, self.names, self.val_loader, self.device, self._summed)
+        with self.fabric.autocast():
+            if self.reid is None:
+                return evaluate(*common, self.blank)
+            found = retrieve(*common, people=self.reid, config=self.config.eval)
+        if self.epoch + 1 == self.config.optim.epochs and self.fabric.is_global_zero:
+            self.folder.write_rankings(as_table(found, self.reid, self.config.eval))
+        return found.values
 
     def _gathered(self, names: set[str]) -> set[str]:
         """All processes' names."""
@@ -471,7 +491,7 @@ class _Run:
     def _ship(self) -> None:
         """Writes the plain backbone, as the last epoch left it."""
         source = self.inner if self.ema is None else self.ema.module
-        tensors = checkpoint.snapshot(source.backbone.state_dict())  # of all processes together
+        tensors = checkpoint.snapshot(shipped(source))  # of all processes together
         if self.fabric.is_global_zero:
             name = self.config.model.name
             write_backbone(tensors, self.folder.weights, name, self.num_classes, self.in_chans, self.described)

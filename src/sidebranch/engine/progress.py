@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from sidebranch.engine.measure import TOP1, Measure
+
 Readings = Mapping[str, Mapping[str, float]]
 
 
@@ -18,7 +20,9 @@ class Reporter(Protocol):
     """Told of a run's course by the loop."""
 
     def say(self, line: str) -> None: ...
-    def start(self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int) -> None: ...
+    def start(
+        self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int, measure: Measure = TOP1
+    ) -> None: ...
     def step(self, epoch: int, step: int, done: int, images_per_second: float, readings: Readings | None) -> None: ...
     def epoch(self, row: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
@@ -28,7 +32,9 @@ class Silent:
     """Says nothing: for other ranks and for tests."""
 
     def say(self, line: str) -> None: ...
-    def start(self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int) -> None: ...
+    def start(
+        self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int, measure: Measure = TOP1
+    ) -> None: ...
     def step(self, epoch: int, step: int, done: int, images_per_second: float, readings: Readings | None) -> None: ...
     def epoch(self, row: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
@@ -47,15 +53,18 @@ class ConsoleReporter:
         self.live: Live | None = None
         self.columns: tuple[str, ...] = ()
         self.epochs = 0
+        self.measure = TOP1
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False)
 
-    def start(self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int) -> None:
-        self.columns, self.epochs = tuple(columns), epochs
+    def start(
+        self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int, measure: Measure = TOP1
+    ) -> None:
+        self.columns, self.epochs, self.measure = tuple(columns), epochs, measure
         names = "".join(f"{name if name != 'ensemble' else 'ens.':>8}" for name in columns)
         if self.table:
-            self.say("validation top-1 error, %".rjust(34 + len(names)))
+            self.say(f"validation {measure.name}, %".rjust(34 + len(names)))
             self.say(f"{'epoch':>9}{'lr':>9}{'loss':>8}{'train':>8}{names}{'img/s':>8}")
         if self.console.is_terminal:
             self.bar = Progress(
@@ -82,7 +91,7 @@ class ConsoleReporter:
     def epoch(self, row: Mapping[str, float]) -> None:
         if not self.table:
             return
-        errors = "".join(f"{row[f'val/top1/{name}']:>8.2f}" for name in self.columns)
+        errors = "".join(f"{self.measure.of(row, name):>8.2f}" for name in self.columns)
         position = f"{row['epoch']:.0f}/{self.epochs}"
         self.say(
             f"{position:>9}{row['lr']:>9.4f}{row['train/loss']:>8.3f}{row['train/top1/main']:>8.2f}{errors}"

@@ -68,6 +68,11 @@ class RunFolder:
         return self.root / "classes.json"
 
     @property
+    def rankings(self) -> Path:
+        """Re-identification: CMC curves and nearest images, JSON."""
+        return self.root / "rankings.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -112,6 +117,9 @@ class RunFolder:
     def write_classes(self, names: Sequence[str]) -> None:
         text = json.dumps({name: index for index, name in enumerate(names)}, indent=1, ensure_ascii=False)
         write_text(self.classes, text + "\n")
+
+    def write_rankings(self, table: Mapping[str, Any]) -> None:
+        write_text(self.rankings, json.dumps(table) + "\n")
 
     def need_room(self, size: int) -> None:
         """Refuses a disk that the checkpoints will not fit on.

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from sidebranch.engine import build
 from sidebranch.engine.config import Config
+from sidebranch.engine.features import build_triplet
 from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.schedule import learning_rate, mimicry_scale
 from sidebranch.engine.sharding import norms
@@ -84,6 +85,7 @@ class TrainStep:
         if not self.sampler.always_all or config.branches.start_epoch or config.branches.stop_epoch:
             self.traffic.attach(network._forward_module)
         self.mixing = _mixing(config, num_classes)
+        self.triplet = build_triplet(config.objective)
         self.skipped = 0
         self.skipped_in = ""
 
@@ -150,8 +152,9 @@ class TrainStep:
         outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
         loss = self.objective(outputs, targets, mimics=draw.mimics, mimicry_scale=scale)
-        self.fabric.backward(loss.total if weight == 1 else loss.total * weight)
-        total = loss.total.detach()
+        sought = loss.total if self.triplet is None else loss.total + self.triplet(outputs, labels)
+        self.fabric.backward(sought if weight == 1 else sought * weight)
+        total = sought.detach()
         if counts:
             scores = [logits.detach()[:count] for logits in outputs.logits]
             self.meter.add(outputs.names, scores, labels, loss.supervision)

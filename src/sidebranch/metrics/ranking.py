@@ -15,7 +15,7 @@ in the sorted distances, without those that are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,13 @@ class Ranking:
     average_precision: Float[Tensor, " q"]
     first: Int[Tensor, " q"]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Ranking]) -> Ranking:
+        """Of the queries one part after another."""
+        if not parts:
+            return cls(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+        return cls(torch.cat([each.average_precision for each in parts]), torch.cat([each.first for each in parts]))
+
     @property
     def matched(self) -> Bool[Tensor, " q"]:
         """[q], whether a query has a match: only those count."""
@@ -98,7 +105,7 @@ class Ranker:
 
     def without_match(self) -> int:
         """Queries that have nobody to be found; they do not count."""
-        chunks = torch.arange(len(self.queries)).split(1024)
+        chunks = torch.arange(len(self.queries), device=self.begin.device).split(1024)
         return sum(int((~self._matches(chunk)[1].any(1)).sum()) for chunk in chunks)
 
     def __call__(self, distances: Float[Tensor, "c g"], start: int = 0) -> Ranking:
@@ -168,7 +175,7 @@ def rank(distances: Float[Tensor, "q g"], queries: People, gallery: People, chun
     for start in range(0, len(queries), chunk):
         rows = distances[start : start + chunk]
         parts.append(ranker(rows if whole else rows[:, ranker.kept], start))
-    return _joined(parts)
+    return Ranking.joined(parts)
 
 
 def distances_between(
@@ -183,12 +190,6 @@ def distances_between(
     squares = gallery.square().sum(1)
     for rows in queries.split(chunk):
         yield torch.addmm(squares + rows.square().sum(1, keepdim=True), rows, gallery.T, alpha=-2)
-
-
-def _joined(parts: list[Ranking]) -> Ranking:
-    if not parts:
-        return Ranking(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
-    return Ranking(torch.cat([each.average_precision for each in parts]), torch.cat([each.first for each in parts]))
 
 
 def _sorted(distances: Float[Tensor, "c g"]) -> Float[Tensor, "c g"]:

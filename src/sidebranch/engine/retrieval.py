@@ -1,0 +1,171 @@
+"""How well a network finds people again: features of the test images, ranked.
+
+In: a network that gives features, and the test images: queries, then gallery. Out: mAP and CMC of every classifier's
+features, and of all of them together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidebranch.data import ReIDSet
+from sidebranch.engine.config import EvalConfig
+from sidebranch.engine.inputs import Loader
+from sidebranch.errors import UserError
+from sidebranch.metrics import People, Ranker, Ranking, distances_between
+
+RANKS = (1, 5, 10, 20)
+CURVE = 50  # ranks of a CMC curve
+NEAREST = 10  # gallery images kept for each query
+
+Extract = Callable[[nn.Module, Loader], tuple[dict[str, Tensor], Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieval:
+    """What was found.
+
+    Attributes:
+        rankings: of every column: the classifiers, and `concat`, all their features together.
+        nearest: [q, up to 10], numbers in the test split of the gallery images nearest to each query by main's
+            features, without those of the same person by the same camera; -1 where there are no more.
+        queries: [q], numbers of the queries in the test split: those that could be read.
+    """
+
+    rankings: dict[str, Ranking]
+    nearest: Tensor
+    queries: Tensor
+
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        """Column to mAP and CMC at 1, 5, 10 and 20, in percent."""
+        found = {}
+        for name, ranking in self.rankings.items():
+            curve = ranking.cmc(max(RANKS))
+            found[name] = {"mAP": ranking.mean_average_precision, **{f"rank{at}": curve[at - 1] for at in RANKS}}
+        return found
+
+
+def retrieval_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The classifiers, and their concatenation where there is more than one."""
+    return (*names, "concat") if len(names) > 1 else tuple(names)
+
+
+def retrieve(
+    network: nn.Module,
+    names: Sequence[str],
+    loader: Loader,
+    device: torch.device,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    *,
+    people: ReIDSet,
+    config: EvalConfig,
+) -> Retrieval:
+    """Ranks the gallery for every query, by each classifier's features and by their concatenation.
+
+    Concatenated are unit features where the distance is the cosine: its distance is the classifiers' mean then.
+
+    Args:
+        network: images to `Outputs` with features.
+        names: of its classifiers.
+        loader: of the test images, each once over all ranks; their labels are their numbers.
+        device: where the loader's batches are.
+        reduce: sums a tensor over the ranks.
+        people: who is on the test images.
+        config: how features are compared.
+
+    Raises:
+        UserError: no query or no gallery image could be read, or a feature is not finite.
+    """
+    features = _features(network, names, loader, device, len(people.test), config.flip)
+    if reduce is not None:
+        features = {name: reduce(table) for name, table in features.items()}
+    read = features.pop("")[:, 0] > 0
+    number = torch.arange(len(read), device=device)
+    queries, gallery = number[read & (number < people.queries)], number[read & (number >= people.queries)]
+    if not len(queries) or not len(gallery):
+        raise UserError(f"no {'gallery image' if len(queries) else 'query'} could be read")
+    who = People(people.identities.to(device), people.cameras.to(device))
+    ranker = Ranker(who[queries], who[gallery])
+    if not ranker.without_match() < len(queries):
+        raise UserError("no query has a match in the gallery from another camera")
+    with torch.autocast(device.type, enabled=False):  # nearly equal distances differ in their last bits
+        tables = [(features[name][queries], features[name][gallery]) for name in names]
+        parts: dict[str, list[Ranking]] = {name: [] for name in retrieval_columns(names)}
+        nearest, start = [], 0
+        for rows in zip(*(distances_between(*each, config.metric, config.chunk) for each in tables), strict=True):
+            for name, distances in zip(names, rows, strict=True):
+                parts[name].append(ranker(distances, start))
+            if len(names) > 1:
+                parts["concat"].append(ranker(torch.stack(rows).mean(0), start))
+            alike = who.identities[queries[start : start + len(rows[0])], None] == who.identities[gallery]
+            alike &= who.cameras[queries[start : start + len(rows[0])], None] == who.cameras[gallery]
+            best = rows[0].masked_fill(alike, math.inf).topk(min(NEAREST, len(gallery)), largest=False, sorted=True)
+            nearest.append(torch.where(best.values.isinf(), -1, gallery[best.indices]))
+            start += len(rows[0])
+    joined = {name: Ranking.joined(each) for name, each in parts.items()}
+    return Retrieval(joined, torch.cat(nearest), queries)
+
+
+@torch.no_grad()
+def _features(
+    network: nn.Module, names: Sequence[str], loader: Loader, device: torch.device, count: int, flip: bool
+) -> dict[str, Tensor]:
+    """Classifier to its features, float32 [count, D]; and under "", [count, 1], 1 for the images that could be read.
+
+    Each rank fills the rows of its share; the others' are 0.
+    """
+    was_training = network.training
+    network.eval()
+    tables: dict[str, Tensor] = {"": torch.zeros(count, 1, device=device)}
+    for images, numbers in loader.batches():
+        if not len(numbers):  # a rank without a share of the last batch, or a batch of unreadable files
+            continue
+        for name, seen in zip(names, _seen(network, images, flip), strict=True):
+            if name not in tables:
+                tables[name] = torch.zeros(count, seen.shape[1], device=device)
+            tables[name][numbers] = seen
+        tables[""][numbers] = 1
+    network.train(was_training)
+    return tables
+
+
+def _seen(network: nn.Module, images: Tensor, flip: bool) -> Iterator[Tensor]:
+    """Every classifier's features of a batch, float32 [N, D]."""
+    features = [each.float() for each in network(images).features]
+    if not flip:
+        return iter(features)
+    mirrored = network(images.flip(-1)).features
+    return ((each + other.float()) / 2 for each, other in zip(features, mirrored, strict=True))
+
+
+def notes_on(people: ReIDSet) -> tuple[str, ...]:
+    """What is in a data set, and how many queries cannot be judged, a line each."""
+    who = People(people.identities, people.cameras)
+    number = torch.arange(len(people.test))
+    lonely = Ranker(who[number[: people.queries]], who[number[people.queries :]]).without_match()
+    text = f"{lonely:,} of {people.queries:,} queries have no match from another camera; they do not count"
+    return (*people.notes, text if lonely else "every query has a match from another camera")
+
+
+def as_table(found: Retrieval, people: ReIDSet, config: EvalConfig) -> dict[str, Any]:
+    """Plain values, for JSON: CMC curves of every column, and what is nearest to every query by main's features."""
+    test, main = people.test, found.rankings["main"]
+    files = [test.name(number) for number in range(len(test))]
+    return {
+        "metric": config.metric,
+        "flip": config.flip,
+        "cmc": {name: [round(each, 4) for each in ranking.cmc(CURVE)] for name, ranking in found.rankings.items()},
+        "files": files,
+        "identities": people.identities.tolist(),
+        "cameras": people.cameras.tolist(),
+        "queries": found.queries.tolist(),
+        "average_precision": [round(each, 6) for each in main.average_precision.nan_to_num(-1).tolist()],
+        "nearest": found.nearest.tolist(),
+    }
