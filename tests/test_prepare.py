@@ -3,8 +3,8 @@ from scipy.io import savemat
 
 import sidebranch as sb
 from sidebranch import prepare
-from sidebranch.prepare import folders
 from sidebranch.cli import main
+from sidebranch.prepare import folders
 
 LABELS = {f"ILSVRC2012_val_{number:08d}": f"n0000000{number % 3}" for number in range(1, 8)}
 

@@ -244,6 +244,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     report = verbs["report"]
     report.add_argument("runs", type=str, nargs="+", help="Run folders.")
     report.add_argument("--output", type=str, default="report.html", help="The page.")
+    report.add_argument("--queries", type=str, nargs="+", default=[], help="Re-ID: file names of queries to show.")
     for name, verb in verbs.items():
         first = (verb.description or "").splitlines()[0]
         commands.add_subcommand(name, verb, help=first)
@@ -452,7 +453,7 @@ def _recipes(options: Namespace) -> int:
 
 def _report(options: Namespace) -> int:
     records = [read_record(RunFolder(Path(run))) for run in options.runs]
-    write_report(records, Path(options.output), "Runs compared")
+    write_report(records, Path(options.output), "Runs compared", options.queries)
     print(f"{verdict(records)}\nthe page: {options.output}")
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -16,6 +16,7 @@ from sidebranch.inspect.record import Record, by_kind
 # Okabe and Ito's palette: told apart with any colour vision. Methods keep theirs; further kinds of run take the rest.
 COLOURS = {"baseline": "#555555", "DSL": "#E69F00", "DKS": "#0072B2", "DHM": "#009E73"}
 FURTHER = ("#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
+RANKS = 20  # of a CMC curve
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
@@ -29,14 +30,19 @@ STYLE: dict[Any, Any] = {
 
 
 def training_curves(records: Sequence[Record]) -> str:
-    """Main's top-1 error against the epoch: training solid, validation dashed, a colour a method, a line a seed."""
+    """Main's measure against the epoch: training solid, validation dashed, a colour a method, a line a seed.
+
+    mAP is of other people than those trained on, so there it is validation alone.
+    """
+    measure = records[0].measure
+    parts = {"val": "--"} if measure.higher_is_better else {"train": "-", "val": "--"}
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure("epoch", "top-1 error of main, %")
+        figure, axes = _figure("epoch", f"{measure.name} of main, %")
         for place, (kind, group) in enumerate(by_kind(records).items()):
             for position, record in enumerate(group):
                 epochs = [row["epoch"] for row in record.rows]
-                for part, dashes in (("train", "-"), ("val", "--")):
-                    errors = [row.get(f"{part}/top1/main", float("nan")) for row in record.rows]
+                for part, dashes in parts.items():
+                    errors = [row.get(f"{part}/{measure.key}/main", float("nan")) for row in record.rows]
                     what = "training" if part == "train" else "validation"
                     name = None if position else f"{kind}, {what}"
                     alpha = 0.9 if len(group) == 1 else 0.6
@@ -50,17 +56,17 @@ def training_curves(records: Sequence[Record]) -> str:
 
 
 def final_errors(records: Sequence[Record]) -> str:
-    """Every classifier's validation top-1 error after the last epoch: a dot a seed, a bar at their mean."""
+    """Every classifier's measure after the last epoch: a dot a seed, a bar at their mean."""
     groups = by_kind(records)
     columns = list(dict.fromkeys(column for record in records for column in record.columns))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure("", "final validation top-1 error, %")
+        figure, axes = _figure("", f"final validation {records[0].measure.name}, %")
         width = 0.7 / len(groups)
         for position, (kind, group) in enumerate(groups.items()):
             colour = _colour(kind, position)
             shift = (position - (len(groups) - 1) / 2) * width
             for place, column in enumerate(columns):
-                errors = [record.error(column) for record in group if column in record.columns]
+                errors = [record.value(column) for record in group if column in record.columns]
                 if errors:
                     where = place + shift
                     middle = sum(errors) / len(errors)
@@ -69,6 +75,22 @@ def final_errors(records: Sequence[Record]) -> str:
             axes.plot([], [], "o", color=colour, label=kind)
         axes.set_xticks(range(len(columns)), columns)
         axes.grid(axis="x", visible=False)
+        axes.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+        return _svg(figure)
+
+
+def cmc_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Share of queries with a match among the first so many, by main's features: kind of run to its seeds' curves."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure("rank", "queries with a match up to that rank, %")
+        for place, (kind, seeds) in enumerate(curves.items()):
+            for position, curve in enumerate(seeds):
+                shown = curve[:RANKS]
+                name = None if position else kind
+                ranks = range(1, len(shown) + 1)
+                axes.plot(ranks, shown, color=_colour(kind, place), linewidth=1.4, alpha=0.7, label=name)
+        axes.set_xlim(1, RANKS)
+        axes.set_xticks([1, 5, 10, 15, RANKS])
         axes.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))
         return _svg(figure)
 

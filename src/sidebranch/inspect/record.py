@@ -12,6 +12,7 @@ from typing import Any
 
 from sidebranch.engine import Config, RunFolder, recipe
 from sidebranch.engine.config import as_dict, differences
+from sidebranch.engine.measure import Measure, measure_of
 from sidebranch.errors import UserError
 
 
@@ -20,7 +21,7 @@ class Record:
     """One run.
 
     Attributes:
-        rows: of metrics.csv, one an epoch; errors in percent.
+        rows: of metrics.csv, one an epoch; errors and mAP in percent.
         environment: versions, hardware, parameter counts.
     """
 
@@ -30,18 +31,24 @@ class Record:
     environment: dict[str, Any]
 
     @property
-    def columns(self) -> list[str]:
-        """The classifiers that were evaluated, and "ensemble"."""
-        return [key.removeprefix("val/top1/") for key in self.rows[-1] if key.startswith("val/top1/")]
-
-    def error(self, column: str) -> float:
-        """Validation top-1 error after the last epoch, in percent."""
-        return self.rows[-1][f"val/top1/{column}"]
+    def measure(self) -> Measure:
+        """What it is judged by: validation top-1 error, or mAP."""
+        return measure_of(self.rows[-1])
 
     @property
-    def lowest_error(self) -> float:
-        """Main's lowest validation top-1 error over the epochs, in percent: optimistic, as it was chosen by looking."""
-        return min(row["val/top1/main"] for row in self.rows)
+    def columns(self) -> list[str]:
+        """The classifiers that were evaluated, and "ensemble" or "concat"."""
+        return self.measure.columns(self.rows[-1])
+
+    def value(self, column: str) -> float:
+        """Its measure after the last epoch, in percent."""
+        return self.measure.of(self.rows[-1], column)
+
+    @property
+    def best(self) -> float:
+        """Main's best over the epochs, in percent: optimistic, as it was chosen by looking."""
+        values = [self.measure.of(row) for row in self.rows]
+        return max(values) if self.measure.higher_is_better else min(values)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def read_record(folder: RunFolder) -> Record:
         environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
     except ValueError as error:
         raise UserError(f"metrics.csv or environment.json of '{folder.root}' cannot be read: {error}") from error
-    if not rows or "val/top1/main" not in rows[-1]:
+    if not rows or "main" not in measure_of(rows[-1]).columns(rows[-1]):
         raise UserError(f"'{folder.metrics}' has no row with the error of main: no epoch is finished")
     return Record(folder, recipe.load(folder.config), rows, environment)
 
@@ -82,8 +89,10 @@ def by_kind(records: Sequence[Record]) -> dict[str, list[Record]]:
     The name is the method, and what else differs from the first record: "DHM, optim.lr 0.05".
 
     Raises:
-        UserError: a run is given twice.
+        UserError: a run is given twice, or some classify and others re-identify.
     """
+    if len({record.measure for record in records}) > 1:
+        raise UserError("these runs are of two tasks, classification and re-identification; compare those of one")
     groups: dict[str, list[Record]] = {}
     first = as_dict(records[0].config)
     for record in records:
@@ -101,12 +110,12 @@ def by_kind(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, dict[str, Spread]]:
-    """Kind of run to classifier to its final top-1 error over the seeds, in percent."""
+    """Kind of run to classifier to its final measure over the seeds, in percent."""
     summary: dict[str, dict[str, Spread]] = {}
     for kind, group in by_kind(records).items():
         columns = group[0].columns
-        errors = {column: [record.error(column) for record in group] for column in columns}
-        summary[kind] = {column: spread(values) for column, values in errors.items()}
+        found = {column: [record.value(column) for record in group] for column in columns}
+        summary[kind] = {column: spread(values) for column, values in found.items()}
     return summary
 
 

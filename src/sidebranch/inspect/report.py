@@ -8,8 +8,11 @@ from pathlib import Path
 
 from sidebranch.engine.config import as_dict, differences
 from sidebranch.engine.files import write_text
+from sidebranch.engine.measure import MEAN_AP, TOP1
 from sidebranch.errors import UserError
-from sidebranch.inspect.curves import final_errors, training_curves
+from sidebranch.inspect.curves import cmc_curves, final_errors, training_curves
+from sidebranch.inspect.gallery import STYLE as gallery_style
+from sidebranch.inspect.gallery import gallery, read_rankings
 from sidebranch.inspect.record import Record, by_kind, label, spread, summarise
 
 METHODS = {
@@ -21,6 +24,15 @@ METHODS = {
 
 ERROR_CAPTION = (
     "Each dot is a seed, each bar a mean. What ships is main; the ensemble averages all classifiers' probabilities."
+)
+MEAN_AP_CAPTION = (
+    "Each dot is a seed, each bar a mean. What ships is main; concat puts all classifiers' features together."
+)
+CMC_CAPTION = "By main's features, a line a seed."
+GALLERY = (
+    "The gallery images nearest to some queries by main's features, the nearest first: a solid frame and ✓ is the same "
+    "person, a dashed frame and ✗ another. Images of that person by the query's own camera are left out, as they are "
+    "in the numbers. AP is the query's average precision. Each row is the first seed of its kind."
 )
 
 STYLE = """
@@ -41,29 +53,44 @@ code { background: #f4f4f4; padding: .1em .3em; border-radius: 3px; overflow-wra
 """
 
 
-def write_report(records: Sequence[Record], path: Path, title: str = "Runs") -> None:
-    """Writes the page; it needs nothing beside it, and no network."""
+def write_report(records: Sequence[Record], path: Path, title: str = "Runs", queries: Sequence[str] = ()) -> None:
+    """Writes the page; it needs nothing beside it, and no network.
+
+    Args:
+        records: the runs.
+        path: of the file.
+        title: of the page.
+        queries: file names of the re-identification queries to show; if none, a few.
+    """
     if not records:
         raise UserError("a report needs at least one run")
-    write_text(path, page(records, title))
+    write_text(path, page(records, title, queries))
 
 
-def page(records: Sequence[Record], title: str) -> str:
+def page(records: Sequence[Record], title: str, queries: Sequence[str] = ()) -> str:
     """The page's HTML."""
+    measure = records[0].measure
+    finds = measure == MEAN_AP
+    if queries and not finds:
+        raise UserError("--queries are of re-identification; these runs classify")
+    curves = {kind: _cmc(group) for kind, group in by_kind(records).items()} if finds else {}
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<title>{escape(title)}</title><style>{STYLE}{gallery_style if finds else ''}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(verdict(records))}</p>',
-        "<h2>Validation top-1 error, %</h2>",
+        f"<h2>Validation {measure.name}, %</h2>",
         _error_table(records),
         _explanation(records),
+        *(["<h2>CMC of what ships, %</h2>", _rank_table(records)] if finds else []),
         '<h2>Curves</h2><div class="figures">',
         _figure(training_curves(records), _curve_caption(records)),
-        _figure(final_errors(records), ERROR_CAPTION),
+        _figure(final_errors(records), MEAN_AP_CAPTION if finds else ERROR_CAPTION),
+        *([_figure(cmc_curves(curves), CMC_CAPTION)] if any(curves.values()) else []),
         "</div>",
+        *([f"<h2>Nearest images</h2><p>{GALLERY}</p>", gallery(records, queries)] if any(curves.values()) else []),
         "<h2>Runs</h2>",
         _run_table(records),
         "</body></html>",
@@ -74,18 +101,21 @@ def page(records: Sequence[Record], title: str) -> str:
 def verdict(records: Sequence[Record]) -> str:
     """What was measured, in a sentence."""
     groups, summary = by_kind(records), summarise(records)
-    head = f"Top-1 error of the shipped backbone ({_seeds(max(len(group) for group in groups.values()))}): "
+    measure = records[0].measure
+    name = measure.name[0].upper() + measure.name[1:] if measure == TOP1 else measure.name
+    head = f"{name} of the shipped backbone ({_seeds(max(len(group) for group in groups.values()))}): "
     if "baseline" not in summary or len(summary) < 2:
         return head + "; ".join(f"{kind} {errors['main']} %" for kind, errors in summary.items()) + "."
     baseline = summary.pop("baseline")["main"]
-    of_baseline = {record.config.seed: record.error("main") for record in groups["baseline"]}
+    of_baseline = {record.config.seed: record.value("main") for record in groups["baseline"]}
+    good = "higher" if measure.higher_is_better else "lower"
     sentences = []
     for kind, errors in summary.items():
-        gain = baseline.mean - errors["main"].mean
-        change = f"{abs(gain):.2f} points {'lower' if gain > 0 else 'higher'}" if abs(gain) >= 0.005 else "the same"
+        more = errors["main"].mean - baseline.mean
+        change = f"{abs(more):.2f} points {'higher' if more > 0 else 'lower'}" if abs(more) >= 0.005 else "the same"
         paired = [record for record in groups[kind] if record.config.seed in of_baseline]
-        lower = sum(record.error("main") < of_baseline[record.config.seed] for record in paired)
-        among = f", lower with {lower} of {len(paired)} seeds" if len(paired) > 1 else ""
+        won = sum(measure.is_better(record.value("main"), of_baseline[record.config.seed]) for record in paired)
+        among = f", {good} with {won} of {len(paired)} seeds" if len(paired) > 1 else ""
         sentences.append(f"{kind} {errors['main']} %, baseline {baseline} %: {change}{among}")
     return head + "; ".join(sentences) + "."
 
@@ -97,8 +127,9 @@ def _seeds(count: int) -> str:
 def _error_table(records: Sequence[Record]) -> str:
     summary = summarise(records)
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
-    lowest = {kind: spread([record.lowest_error for record in group]) for kind, group in by_kind(records).items()}
-    rows = [["", *columns, "main's lowest", "seeds"]]
+    lowest = {kind: spread([record.best for record in group]) for kind, group in by_kind(records).items()}
+    extreme = "highest" if records[0].measure.higher_is_better else "lowest"
+    rows = [["", *columns, f"main's {extreme}", "seeds"]]
     for kind, errors in summary.items():
         cells = [str(errors[column]) if column in errors else "" for column in columns]
         rows.append([kind, *cells, str(lowest[kind]), str(errors["main"].count)])
@@ -108,13 +139,30 @@ def _error_table(records: Sequence[Record]) -> str:
 def _explanation(records: Sequence[Record]) -> str:
     methods = dict.fromkeys(record.config.method for record in records)
     used = [f"<b>{label(method)}</b>: {METHODS[method]}" for method in methods]
+    what, extreme = ("mAP is that", "highest") if records[0].measure == MEAN_AP else ("Errors are those", "lowest")
     return (
-        f"<p>{'; '.join(used)}. Errors are those after the last epoch, whose weights ship. The lowest epoch's is "
+        f"<p>{'; '.join(used)}. {what} after the last epoch, whose weights ship. The {extreme} epoch's is "
         "optimistic: it was chosen by looking at the validation images.</p>"
     )
 
 
+def _rank_table(records: Sequence[Record]) -> str:
+    """Share of queries with a match among the first 1, 5, 10, 20."""
+    keys = [key for key in records[0].rows[-1] if key.startswith("val/rank") and key.endswith("/main")]
+    rows = [["", *(key.split("/")[1].replace("rank", "rank ") for key in keys)]]
+    for kind, group in by_kind(records).items():
+        rows.append([kind, *(str(spread([record.rows[-1][key] for record in group])) for key in keys)])
+    return _table(rows)
+
+
+def _cmc(group: Sequence[Record]) -> list[list[float]]:
+    """Main's CMC curve of every seed that is finished."""
+    return [table["cmc"]["main"] for record in group if (table := read_rankings(record)) is not None]
+
+
 def _curve_caption(records: Sequence[Record]) -> str:
+    if records[0].measure == MEAN_AP:
+        return "After every epoch, on people that training has not seen."
     corrupt = records[0].config.data.corrupt_rate
     noise = (
         f" {corrupt:.0%} of the training labels were replaced, so the training error cannot be low." if corrupt else ""

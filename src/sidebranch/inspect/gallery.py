@@ -1,0 +1,132 @@
+"""What re-identification found: for some queries, the gallery images nearest to them, run beside run, as HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sidebranch.errors import UserError, nearest
+from sidebranch.inspect.record import Record, by_kind
+
+SHOWN = 6  # queries, where none are chosen
+THUMB = (64, 128)
+
+STYLE = """
+.found { margin: 1.25rem 0; } .found h3 { font-size: 1rem; margin: 0 0 .25rem; }
+.found .row { display: grid; grid-template-columns: 7.5rem repeat(11, 52px); gap: 6px;
+              align-items: center; padding: 3px; }
+.found .who { font-size: .85rem; line-height: 1.25; } .found .who b { display: block; }
+.found img, .found .gone { display: block; width: 52px; height: 104px; border-radius: 2px; object-fit: cover; }
+.found .gone { font-size: .6rem; overflow: hidden; background: #eee; overflow-wrap: anywhere; }
+.found .right > *:first-child { outline: 3px solid #009E73; outline-offset: 0; }
+.found .wrong > *:first-child { outline: 3px dashed #D55E00; outline-offset: 0; }
+.found .cell { text-align: center; font-size: .75rem; line-height: 1.5; } .found .asked { align-self: start; }
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One run's rankings.json."""
+
+    kind: str
+    record: Record
+    table: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the queries' files."""
+        return [Path(self.table["files"][number]).name for number in self.table["queries"]]
+
+
+def read_rankings(record: Record) -> dict[str, Any] | None:
+    """A run's CMC curves and nearest images; None if it is not finished."""
+    path = record.folder.rankings
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error
+
+
+def gallery(records: Sequence[Record], queries: Sequence[str] = ()) -> str:
+    """The nearest ten for each chosen query, a row for each kind of run: the one of its first seed.
+
+    Args:
+        records: re-identification runs.
+        queries: file names of queries; if none, six of those with a match, evenly spaced.
+
+    Raises:
+        UserError: a chosen query is not one.
+    """
+    found = [
+        Found(kind, group[0], table)
+        for kind, group in by_kind(records).items()
+        if (table := read_rankings(group[0])) is not None
+    ]
+    if not found:
+        return ""
+    chosen = queries or _spaced(found[0])
+    for name in chosen:
+        if name not in found[0].names:
+            raise UserError(f"no query '{name}'; {nearest(name, found[0].names)}")
+    return "".join(_query(name, [each for each in found if name in each.names]) for name in chosen)
+
+
+def _spaced(found: Found) -> list[str]:
+    """Some queries that have a match, from the first to the last in the order of their files."""
+    precisions = found.table["average_precision"]
+    known = [name for name, precision in zip(found.names, precisions, strict=True) if precision >= 0]
+    count = min(SHOWN, len(known))
+    return [known[int((at + 0.5) * len(known) / count)] for at in range(count)]
+
+
+def _query(name: str, found: Sequence[Found]) -> str:
+    """One query: its own image, and a row of gallery images a run."""
+    rows = []
+    for place, each in enumerate(found):
+        table, at = each.table, each.names.index(name)
+        number = table["queries"][at]
+        who = table["identities"][number]
+        asked = (
+            f'<div class="cell asked">{_image(table["files"][number], "query")}</div>' if not place else "<div></div>"
+        )
+        cells = [
+            _cell(table["files"][other], table["identities"][other] == who)
+            for other in table["nearest"][at]
+            if other >= 0
+        ]
+        precision = table["average_precision"][at]
+        told = f"AP {100 * precision:.0f} %" if precision >= 0 else "no match to find"
+        rows.append(
+            f'<div class="row"><div class="who"><b>{escape(each.kind)}</b>{told}</div>{asked}{"".join(cells)}</div>'
+        )
+    return f'<div class="found"><h3>{escape(name)}</h3><div class="scroll">{"".join(rows)}</div></div>'
+
+
+def _cell(path: str, is_right: bool) -> str:
+    word = "right" if is_right else "wrong"
+    mark = "✓" if is_right else "✗"
+    return f'<div class="cell {word}">{_image(path, word)}{mark}</div>'
+
+
+def _image(path: str, what: str) -> str:
+    """The image itself, within the page."""
+    try:
+        with Image.open(path) as file:
+            small = file.convert("RGB")
+            small.thumbnail(THUMB)
+    except (OSError, SyntaxError, ValueError):
+        return f'<div class="gone">{escape(Path(path).name)} is gone</div>'
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=88)
+    text = base64.b64encode(data.getvalue()).decode()
+    return f'<img alt="{what}: {escape(Path(path).name)}" src="data:image/jpeg;base64,{text}">'
