@@ -58,8 +58,8 @@ def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> Bra
     if is_late:
         trained = build_adapted(config.model, num_classes, shape[0])
         backbone.load_state_dict(trained.state_dict())
-    if config.model.last_stride:
-        stage = last_stage(backbone)
+    if config.model.last_stride:  # after the branches: where they fork follows the resolutions that the stages have
+        stage = last_stage(last_stride_one(backbone))
         for body in net.branches.values():
             if stage in dict(body.named_modules()):
                 keep_resolution(body.get_submodule(stage))
@@ -69,11 +69,9 @@ def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> Bra
 
 
 def build_adapted(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
-    """The backbone, its stem adapted to small images and its last stride taken away if the config says so."""
+    """The backbone, its stem adapted to small images if the config says so."""
     backbone = build_backbone(config, num_classes, in_chans)
-    if config.small_input:
-        small_input(backbone)
-    return last_stride_one(backbone) if config.last_stride else backbone
+    return small_input(backbone) if config.small_input else backbone
 
 
 def _attached(backbone: nn.Module, config: Config, shape: Sequence[int]) -> BranchedModel:

@@ -10,6 +10,7 @@ from sidebranch.branches import Growth
 
 Method = Literal["baseline", "dsl", "dks", "dhm"]
 METHODS: tuple[Method, ...] = get_args(Method)
+Metric = Literal["cosine", "euclidean"]
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class EvalConfig:
         chunk: queries ranked at a time; bounds the memory, and changes no result.
     """
 
-    metric: Literal["cosine", "euclidean"] = "cosine"
+    metric: Metric = "cosine"
     flip: bool = False
     chunk: int = 128
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from sidebranch.engine import build, checkpoint, recipe
+from sidebranch.engine.check import check
 from sidebranch.engine.config import Config
 from sidebranch.engine.evaluate import evaluate
 from sidebranch.engine.hardware import hardware, launch
 from sidebranch.engine.inputs import Inputs, read_inputs
+from sidebranch.engine.retrieval import retrieve
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel
@@ -29,8 +32,19 @@ class Evaluation:
     errors: Errors
 
 
-def evaluate_run(folder: RunFolder, which: Literal["last", "best"] = "last", data_root: str = "") -> Evaluation:
+def evaluate_run(
+    folder: RunFolder,
+    which: Literal["last", "best"] = "last",
+    data_root: str = "",
+    wishes: Mapping[str, Any] | None = None,
+) -> Evaluation:
     """Evaluates a run's checkpoint as the run itself did: same data, precision and layout; EMA weights if it kept them.
+
+    Args:
+        folder: of the run.
+        which: of its checkpoints.
+        data_root: where the data lie, if they have moved.
+        wishes: fields of `EvalConfig` that shall be otherwise.
 
     Raises:
         UserError: there is no such run or checkpoint, it is damaged, or the data do not fit.
@@ -38,6 +52,10 @@ def evaluate_run(folder: RunFolder, which: Literal["last", "best"] = "last", dat
     if not folder.config.is_file():
         raise UserError(f"'{folder.root}' is no run folder: it has no config.yaml")
     config = _moved(recipe.load(folder.config), data_root)
+    if wishes and config.data.name != "reid":
+        raise UserError(f"--eval.{next(iter(wishes))} is of re-identification; '{folder.root}' classifies")
+    config = replace(config, eval=replace(config.eval, **(wishes or {})))
+    check(config)
     state = checkpoint.load(folder.last if which == "last" else folder.best)
     inputs = read_inputs(config.data, config.seed)
     if len(inputs.classes) != state["num_classes"]:
@@ -69,4 +87,7 @@ def _evaluate(config: Config, network: BranchedModel, inputs: Inputs) -> Errors:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     names = network.names
     prepared = fabric.setup(network, _reapply_compile=False)
-    return evaluate(prepared, names, inputs.val_loader(fabric.device), fabric.device)
+    loader = inputs.val_loader(fabric.device)
+    if inputs.reid is None:
+        return evaluate(prepared, names, loader, fabric.device)
+    return retrieve(prepared, names, loader, fabric.device, people=inputs.reid, config=config.eval).values

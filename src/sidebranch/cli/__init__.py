@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,21 +19,29 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from sidebranch import prepare
 from sidebranch.attach import attach
 from sidebranch.branches import Growth
-from sidebranch.data import write_shards
+from sidebranch.cli.preparing import add_kinds, run_prepare
+from sidebranch.cli.texts import (
+    BRANCHES_HELP,
+    COST_NOTE,
+    DEMO_HELP,
+    EVAL_HELP,
+    EXPORT_HELP,
+    PREPARE_HELP,
+    REPORT_HELP,
+    TRAIN_HELP,
+)
 from sidebranch.deploy import export_reference, export_run
 from sidebranch.engine import Config, ConsoleReporter, Interrupted, RunFolder, is_main_process, is_of, recipe, train
 from sidebranch.engine.build import build_adapted
 from sidebranch.engine.check import check
-from sidebranch.engine.config import METHODS, ModelConfig, as_dict
+from sidebranch.engine.config import METHODS, Metric, ModelConfig, as_dict
 from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
 from sidebranch.engine.hardware import ProcessLost, leave
-from sidebranch.engine.inputs import cores, read_images
+from sidebranch.engine.inputs import cores
 from sidebranch.errors import UserError, nearest
 from sidebranch.inspect import (
     Record,
@@ -49,78 +57,8 @@ from sidebranch.inspect import (
 )
 from sidebranch.study import run_at_once, run_grid
 
-TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
-
-RECIPE is a shipped name (`sidebranch recipes` lists them), a YAML file, or a run folder,
-which repeats that run. Every field of a recipe is a flag:
-
-  sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1
-  sidebranch train cifar100/resnet32 --method baseline --print-config
-  sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1 --resume
-
-Ctrl-C saves and stops; the same command with --resume goes on where it stopped."""
-
-EVAL_HELP = """Evaluate a run on its validation images.
-
-Prints the top-1 and top-5 error of every classifier and of their ensemble.
-
-  sidebranch eval runs/cifar100-resnet32-dhm-seed0
-  sidebranch eval runs/cifar100-resnet32-dhm-seed0 --checkpoint best --data.root /elsewhere
-  sidebranch eval imagenet/resnet50 --weights reference.pth --data.root data/imagenet"""
-
-DEMO_HELP = """See the effect in minutes, offline.
-
-Scikit-learn's digits with half of the training labels replaced at random, trained without
-side branches (baseline) and with them (DHM), several seeds each. Prints a table and writes
-report.html, a page with the curves."""
-
-
-EXPORT_HELP = """Write the plain backbone of a run, or of a checkpoint of the papers' public code, for timm.
-
-  sidebranch export runs/cifar100-resnet32-dhm-seed0 --checkpoint best
-  sidebranch export imagenet/resnet50 --weights reference.pth --output resnet50-dhm.safetensors"""
-
-REPORT_HELP = """Write one self-contained HTML page that compares runs.
-
-  sidebranch report runs/cifar100-resnet32-baseline-seed0 runs/cifar100-resnet32-dhm-seed0"""
-
-
-BRANCHES_HELP = """Show where side branches fork from a backbone, and what they would cost.
-
-BACKBONE is a name that timm knows. Nothing is trained, downloaded or kept in memory.
-
-  sidebranch branches efficientnet_b0
-  sidebranch branches resnet50 --at layer2 layer3 --width 1
-  sidebranch branches cifar_resnet32 --kind auto --num-classes 100 --json"""
-
-
-PREPARE_HELP = """Put a data set in order before training.
-
-  sidebranch prepare check data/photos
-  sidebranch prepare imagenet-val data/imagenet/val --devkit ILSVRC2012_devkit_t12 --dry-run
-  sidebranch prepare shards data/imagenet data/imagenet-shards
-  sidebranch prepare synthetic-reid data/reid"""
-
-CHECK_HELP = """Decode every image under DIR/train and DIR/val, and compare their classes.
-
-Exit status 1 where a file is no image or a class is in only one of them."""
-
-IMAGENET_VAL_HELP = """Move ImageNet's 50,000 flat validation images into a folder a class.
-
-May be interrupted and run again."""
-
-SYNTHETIC_REID_HELP = """Draw a small re-identification set of people before six cameras, laid out as Market-1501.
-
-For tests and a first run: sidebranch train market1501/mobilenet --data.root DIR"""
-
-SHARDS_HELP = """Pack a folder of classes, or hf:NAME, into WebDataset tar shards with an index.
-
-Train on them with --data.root OUTPUT, or with the address that OUTPUT is copied to."""
-
-
-COST_NOTE = """Depth: convolutions, of main's after the fork. Width: most channels, by main's.
-MACs: multiply-adds of one image, forward. Activations: what its backward pass
-keeps, in float32. Times: multiply-adds, by main's."""
+ERRORS = {"top1": "top-1 error, %", "top5": "top-5 error, %", "loss": "loss, nats"}
+FOUND = {"mAP": "mAP, %", "rank1": "rank 1, %", "rank5": "rank 5, %", "rank10": "rank 10, %", "rank20": "rank 20, %"}
 
 
 class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -193,7 +131,7 @@ def _run(arguments: list[str]) -> int:
         "recipes": _recipes,
         "report": _report,
         "branches": _branches,
-        "prepare": _prepare,
+        "prepare": run_prepare,
     }
     return run[verb](options)
 
@@ -224,6 +162,9 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     evaluate.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
     evaluate.add_argument("--weights", type=str, default="", help="A checkpoint of the papers' public code (.pth).")
     evaluate.add_argument("--data.root", type=str, default="", help="Where the data lie, if they have moved.")
+    evaluate.add_argument("--eval.metric", type=Metric | None, default=None, help="Re-ID: another distance.")
+    evaluate.add_argument("--eval.flip", type=bool | None, default=None, help="Re-ID: average with mirrored images.")
+    evaluate.add_argument("--eval.chunk", type=int | None, default=None, help="Re-ID: queries ranked at a time.")
     export = verbs["export"]
     export.add_argument("run", type=str, help="A run folder; with --weights, a recipe.")
     export.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
@@ -248,29 +189,8 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     for name, verb in verbs.items():
         first = (verb.description or "").splitlines()[0]
         commands.add_subcommand(name, verb, help=first)
-    _add_kinds(verbs["prepare"], plain)
+    add_kinds(verbs["prepare"], plain)
     return parser, verbs
-
-
-def _add_kinds(verb: ArgumentParser, plain: Callable[..., ArgumentParser]) -> None:
-    """What may be prepared."""
-    kinds = verb.add_subcommands(required=True, metavar="WHAT")
-    texts = (CHECK_HELP, IMAGENET_VAL_HELP, SHARDS_HELP, SYNTHETIC_REID_HELP)
-    checked, sorted_in, packed, drawn = (plain(description=text) for text in texts)
-    checked.add_argument("folder", type=str, help="With train/CLASS/*.jpg and val/CLASS/*.jpg.")
-    sorted_in.add_argument("folder", type=str, help="Where the images lie.")
-    sorted_in.add_argument("--labels", type=str, default="", help="Lines of image and class (n01751748).")
-    sorted_in.add_argument("--devkit", type=str, default="", help="The unpacked ILSVRC2012_devkit_t12.")
-    sorted_in.add_argument("--dry-run", action="store_true", help="Only say what would be done.")
-    packed.add_argument("root", type=str, help="A folder with train/ and val/, or hf:NAME.")
-    packed.add_argument("output", type=str, help="A new folder.")
-    packed.add_argument("--megabytes", type=int, default=500, help="After so many a shard is full.")
-    drawn.add_argument("folder", type=str, help="A new folder.")
-    drawn.add_argument("--identities", type=int, default=200, help="People; half of them are for training.")
-    drawn.add_argument("--seed", type=int, default=0, help="The same seed draws the same people.")
-    kinds_of = {"check": checked, "imagenet-val": sorted_in, "shards": packed, "synthetic-reid": drawn}
-    for name, kind in kinds_of.items():
-        kinds.add_subcommand(name, kind, help=(kind.description or "").splitlines()[0])
 
 
 def _train(parser: ArgumentParser, options: Namespace, recipe_name: str, flags: Sequence[str]) -> int:
@@ -338,13 +258,16 @@ def _eval(options: Namespace) -> int:
         title = f"{options.weights} as {options.run}"
     else:
         folder = RunFolder(Path(options.run))
-        result = evaluate_run(folder, options.checkpoint, options["data.root"])
+        asked = {name: options[f"eval.{name}"] for name in ("metric", "flip", "chunk")}
+        wishes = {name: value for name, value in asked.items() if value is not None}
+        result = evaluate_run(folder, options.checkpoint, options["data.root"], wishes)
         errors, title = result.errors, f"{folder.root}, {options.checkpoint} checkpoint: epoch {result.epoch}"
     table = Table(title=title, title_justify="left")
-    for heading in ("classifier", "top-1 error, %", "top-5 error, %", "loss, nats"):
+    headings = FOUND if "mAP" in errors["main"] else ERRORS
+    for heading in ("classifier", *headings.values()):
         table.add_column(heading, justify="left" if heading == "classifier" else "right")
     for name, values in errors.items():
-        table.add_row(name, f"{values['top1']:.3f}", f"{values['top5']:.3f}", f"{values['loss']:.4f}")
+        table.add_row(name, *(f"{values[key]:.{4 if key == 'loss' else 3}f}" for key in headings))
     Console(highlight=False).print(table)
     return 0
 
@@ -361,92 +284,22 @@ def _export(options: Namespace) -> int:
     return 0
 
 
-def _prepare(options: Namespace) -> int:
-    what = options.subcommand
-    run = {
-        "check": _check_folder,
-        "imagenet-val": _sort_imagenet_val,
-        "shards": _pack_shards,
-        "synthetic-reid": _draw_reid,
-    }
-    return run[what](options[what])
-
-
-def _check_folder(options: Namespace) -> int:
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("images", total=None)
-        found = prepare.check_folder(Path(options.folder), lambda: progress.advance(task))
-    for name, counts in found.counts.items():
-        sizes = sorted(counts.values())
-        spread = f"{sizes[0]:,} to {sizes[-1]:,} a class"
-        print(f"{name}: {sum(sizes):,} images of {len(sizes):,} classes, {spread}")
-    for path in found.unreadable:
-        print(f"no image: {path}")
-    for label_ in found.differing:
-        has = "train" if label_ in found.counts["train"] else "val"
-        print(f"only in {has}: {label_}")
-    print("nothing is wrong" if found.is_good else f"{len(found.unreadable) + len(found.differing)} things are wrong")
-    return 0 if found.is_good else 1
-
-
-def _sort_imagenet_val(options: Namespace) -> int:
-    folder = Path(options.folder)
-    labels = prepare.read_imagenet_labels(options.labels, options.devkit)
-    moves = prepare.imagenet_val_moves(folder, labels)
-    print(f"{len(labels):,} labels: {len(moves.to_do):,} images to move, {moves.done:,} in place", end="")
-    print(f", {len(moves.missing):,} missing, such as {moves.missing[0]}" if moves.missing else "")
-    if options.dry_run:
-        print("nothing was moved (--dry-run)")
-        return 0
-    prepare.move(moves)
-    left = prepare.imagenet_val_moves(folder, labels)
-    print(f"{left.done:,} images in {len(set(labels.values())):,} classes under '{folder}'")
-    return 1 if left.missing or left.to_do else 0
-
-
-def _pack_shards(options: Namespace) -> int:
-    if options.megabytes < 1:
-        raise UserError(f"--megabytes is {options.megabytes}; it must be at least 1")
-    target = Path(options.output)
-    if (target / "index.json").exists():
-        raise UserError(f"'{target}' holds shards already; give another folder")
-    train_split, val_split = read_images(options.root)
-    splits = {"train": train_split, "val": val_split}
-    counts = write_shards(splits, target, options.megabytes)
-    for name, split in splits.items():
-        print(f"{name}: {len(split):,} images of {len(split.classes):,} classes in {counts[name]:,} shards")
-    print(f"train on them: sidebranch train RECIPE --data.root {target}")
-    return 0
-
-
-def _draw_reid(options: Namespace) -> int:
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("images", total=None)
-        counts = prepare.write_synthetic_reid(
-            Path(options.folder),
-            options.identities,
-            options.seed,
-            lambda at, of: progress.update(task, completed=at, total=of),
-        )
-    for name, count in counts.items():
-        print(f"{name}: {count:,} images")
-    print(f"train on them: sidebranch train market1501/mobilenet --data.root {options.folder}")
-    return 0
-
-
 def _recipes(options: Namespace) -> int:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("recipe", "source"):
-        table.add_column(heading, no_wrap=True)
-    for method in METHODS:
-        table.add_column(label(method), justify="right", no_wrap=True)
-    for name, path in recipe.shipped().items():
-        config = recipe.load(path)
-        published = (f"{config.published[each]:.2f}" if each in config.published else "" for each in METHODS)
-        table.add_row(name, config.about, *published)
-    print("The papers' top-1 error beside each recipe, in percent.\n")
-    Console(highlight=False).print(table)
-    print("\nRun one:   sidebranch train RECIPE --method baseline|dsl|dks|dhm")
+    configs = {name: recipe.load(path) for name, path in recipe.shipped().items()}
+    console = Console(highlight=False)
+    for finds, title in {False: "The papers' top-1 error, %", True: "Re-identification: the papers' mAP, %"}.items():
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        for heading in ("recipe", "source"):
+            table.add_column(heading, no_wrap=True)
+        for method in METHODS:
+            table.add_column(label(method), justify="right", no_wrap=True)
+        for name, config in configs.items():
+            if (config.data.name == "reid") == finds:
+                published = (f"{config.published[each]:.2f}" if each in config.published else "" for each in METHODS)
+                table.add_row(name, config.about, *published)
+        console.print(table)
+        console.print()
+    print("Run one:   sidebranch train RECIPE --method baseline|dsl|dks|dhm")
     print("Read one:  sidebranch train RECIPE --print-config")
     return 0
 

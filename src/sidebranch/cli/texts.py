@@ -1,0 +1,71 @@
+"""What the command says of itself."""
+
+TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
+
+RECIPE is a shipped name (`sidebranch recipes` lists them), a YAML file, or a run folder,
+which repeats that run. Every field of a recipe is a flag:
+
+  sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1
+  sidebranch train cifar100/resnet32 --method baseline --print-config
+  sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1 --resume
+
+Ctrl-C saves and stops; the same command with --resume goes on where it stopped."""
+
+EVAL_HELP = """Evaluate a run on its validation images.
+
+Prints the top-1 and top-5 error of every classifier and of their ensemble;
+of re-identification, mAP and CMC of every classifier's features.
+
+  sidebranch eval runs/cifar100-resnet32-dhm-seed0
+  sidebranch eval runs/cifar100-resnet32-dhm-seed0 --checkpoint best --data.root /elsewhere
+  sidebranch eval imagenet/resnet50 --weights reference.pth --data.root data/imagenet"""
+
+DEMO_HELP = """See the effect in minutes, offline.
+
+Scikit-learn's digits with half of the training labels replaced at random, trained without
+side branches (baseline) and with them (DHM), several seeds each. Prints a table and writes
+report.html, a page with the curves."""
+
+EXPORT_HELP = """Write the plain backbone of a run, or of a checkpoint of the papers' public code, for timm.
+
+  sidebranch export runs/cifar100-resnet32-dhm-seed0 --checkpoint best
+  sidebranch export imagenet/resnet50 --weights reference.pth --output resnet50-dhm.safetensors"""
+
+REPORT_HELP = """Write one self-contained HTML page that compares runs.
+
+  sidebranch report runs/cifar100-resnet32-baseline-seed0 runs/cifar100-resnet32-dhm-seed0"""
+
+BRANCHES_HELP = """Show where side branches fork from a backbone, and what they would cost.
+
+BACKBONE is a name that timm knows. Nothing is trained, downloaded or kept in memory.
+
+  sidebranch branches efficientnet_b0
+  sidebranch branches resnet50 --at layer2 layer3 --width 1
+  sidebranch branches cifar_resnet32 --kind auto --num-classes 100 --json"""
+
+PREPARE_HELP = """Put a data set in order before training.
+
+  sidebranch prepare check data/photos
+  sidebranch prepare imagenet-val data/imagenet/val --devkit ILSVRC2012_devkit_t12 --dry-run
+  sidebranch prepare shards data/imagenet data/imagenet-shards
+  sidebranch prepare synthetic-reid data/reid"""
+
+CHECK_HELP = """Decode every image under DIR/train and DIR/val, and compare their classes.
+
+Exit status 1 where a file is no image or a class is in only one of them."""
+
+IMAGENET_VAL_HELP = """Move ImageNet's 50,000 flat validation images into a folder a class.
+
+May be interrupted and run again."""
+
+SYNTHETIC_REID_HELP = """Draw a small re-identification set of people before six cameras, laid out as Market-1501.
+
+For tests and a first run: sidebranch train market1501/mobilenet --data.root DIR"""
+
+SHARDS_HELP = """Pack a folder of classes, or hf:NAME, into WebDataset tar shards with an index.
+
+Train on them with --data.root OUTPUT, or with the address that OUTPUT is copied to."""
+
+COST_NOTE = """Depth: convolutions, of main's after the fork. Width: most channels, by main's.
+MACs: multiply-adds of one image, forward. Activations: what its backward pass
+keeps, in float32. Times: multiply-adds, by main's."""

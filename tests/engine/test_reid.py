@@ -1,0 +1,338 @@
+"""Re-identification, from a drawn set to the page: features, ranking, necks, triplets, what ships, resuming."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from sidebranch.branches import last_stride_one
+from sidebranch.cli import main
+from sidebranch.data import Shard
+from sidebranch.deploy import export_run
+from sidebranch.engine import Interrupted, RunFolder, Silent, build, checkpoint, recipe, retrieval, train
+from sidebranch.engine.check import check
+from sidebranch.engine.config import EvalConfig, ObjectiveConfig
+from sidebranch.engine.evaluate_run import evaluate_run
+from sidebranch.engine.features import build_triplet, shipped, watch
+from sidebranch.engine.inputs import read_inputs
+from sidebranch.engine.retrieval import retrieve
+from sidebranch.errors import UserError
+from sidebranch.inspect import read_record, verdict, write_report
+from sidebranch.model import Outputs
+from sidebranch.prepare import write_synthetic_reid
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    root = tmp_path_factory.mktemp("people")
+    write_synthetic_reid(root, 8)
+    return root
+
+
+@pytest.fixture
+def config(people):
+    """Two epochs on four people, 64x32."""
+    base = recipe.load(recipe.find("market1501/mobilenet"))
+    return replace(
+        base,
+        data=replace(base.data, root=str(people), batch_size=16, image_size=64, image_width=32, resize=72, workers=0),
+        optim=replace(base.optim, epochs=2, milestones=(1,)),
+        runtime=replace(base.runtime, accelerator="cpu", precision="32-true", channels_last="no", log_every=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(people, tmp_path_factory):
+    """A baseline and a DHM run."""
+    text = recipe.load(recipe.find("market1501/mobilenet"))
+    config = replace(
+        text,
+        data=replace(text.data, root=str(people), batch_size=16, image_size=64, image_width=32, resize=72, workers=0),
+        optim=replace(text.optim, epochs=2, milestones=(1,)),
+        runtime=replace(text.runtime, accelerator="cpu", precision="32-true", channels_last="no"),
+    )
+    root = tmp_path_factory.mktemp("runs")
+    for method in ("baseline", "dhm"):
+        train(replace(config, method=method), RunFolder(root / method), reporter=Silent())
+    return root
+
+
+def network(config, classes=4):
+    """As trained: its batch norms have statistics and weights of their own."""
+    net = build.build_network(config, classes, (3, 64, 32))
+    norms = [each for each in net.modules() if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for each in norms:
+        each.momentum = None  # the mean over the batches
+        nn.init.uniform_(each.weight, 0.8, 1.2)
+        nn.init.normal_(each.bias, 0, 0.1)
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(16, 3, 64, 32))
+    return net.eval()
+
+
+def test_a_run_writes_map_and_cmc_of_every_classifier_and_of_all_together(finished):
+    row = read_record(RunFolder(finished / "dhm")).rows[-1]
+    for column in ("main", "b1", "b2", "concat"):
+        assert 0 < row[f"val/mAP/{column}"] <= 100
+        assert row[f"val/rank1/{column}"] <= row[f"val/rank5/{column}"] <= row[f"val/rank20/{column}"] <= 100
+    assert "val/mAP/concat" not in read_record(RunFolder(finished / "baseline")).rows[-1]
+
+
+def test_eval_repeats_the_runs_numbers_and_takes_another_distance(finished, capsys):
+    folder = RunFolder(finished / "dhm")
+    row = read_record(folder).rows[-1]
+    found = evaluate_run(folder).errors
+    assert found["main"]["mAP"] == pytest.approx(row["val/mAP/main"], abs=1e-6)
+    assert found["concat"]["rank1"] == pytest.approx(row["val/rank1/concat"], abs=1e-6)
+    assert (
+        main(["eval", str(folder.root), "--eval.metric", "euclidean", "--eval.flip", "true", "--eval.chunk", "3"]) == 0
+    )
+    assert "concat" in capsys.readouterr().out
+    assert main(["eval", str(folder.root), "--eval.chunk", "0"]) == 2
+
+
+def test_what_ships_gives_the_features_and_logits_of_main(finished, config):
+    path = finished / "dhm" / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["input_size"] == "[3, 64, 32]"
+    plain = timm.create_model("reid_mobilenet", num_classes=4, checkpoint_path=str(path)).eval()
+    net = build.build_network(replace(config, method="dhm"), 4, (3, 64, 32)).eval()
+    net.load_state_dict(checkpoint.load(finished / "dhm" / "checkpoints" / "last.ckpt")["model"])
+    images = torch.randn(3, 3, 64, 32)
+    outputs = net(images)
+    torch.testing.assert_close(plain(images), outputs.main)
+    torch.testing.assert_close(plain.forward_head(plain.forward_features(images), pre_logits=True), outputs.features[0])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_retrieval_equals_the_protocol_image_by_image(config, metric, flip):
+    inputs = read_inputs(config.data, 0)
+    net, known = network(replace(config, method="dhm")), inputs.reid
+    loader, device = inputs.val_loader(torch.device("cpu")), torch.device("cpu")
+    found = retrieve(net, net.names, loader, device, people=known, config=EvalConfig(metric, flip, 5))
+    features: list[list[torch.Tensor]] = [[], [], []]
+    with torch.no_grad():
+        for images, _ in loader.batches():
+            seen = net(images).features
+            if flip:
+                seen = [(each + other) / 2 for each, other in zip(seen, net(images.flip(3)).features, strict=True)]
+            for column, each in zip(features, seen, strict=True):
+                column.append(each)
+    tables = [torch.cat(each).double() for each in features]
+    scaled = [nn.functional.normalize(each) if metric == "cosine" else each for each in tables]
+    for name, table in {"main": tables[0], "b2": tables[2], "concat": torch.cat(scaled, 1)}.items():
+        wanted = naive_map(table, known, metric)
+        assert found.values[name]["mAP"] == pytest.approx(wanted, abs=1e-4)
+
+
+def naive_map(table, known, metric):
+    table = nn.functional.normalize(table) if metric == "cosine" else table
+    precisions = []
+    for query in range(known.queries):
+        ranked = sorted(range(known.queries, len(table)), key=lambda other: float((table[query] - table[other]).norm()))
+        alike = [
+            known.identities[other] == known.identities[query]
+            for other in ranked
+            if known.identities[other] != known.identities[query] or known.cameras[other] != known.cameras[query]
+        ]
+        places = [place for place, right in enumerate(alike, 1) if right]
+        precisions.append(sum(count / place for count, place in enumerate(places, 1)) / len(places))
+    return 100 * sum(precisions) / len(precisions)
+
+
+def test_the_nearest_images_are_kept_in_order_without_the_querys_own_camera(config):
+    inputs = read_inputs(config.data, 0)
+    net, known = network(replace(config, method="baseline")), inputs.reid
+    found = retrieve(
+        net, ("main",), inputs.val_loader(torch.device("cpu")), torch.device("cpu"), people=known, config=EvalConfig()
+    )
+    for query, nearest in zip(found.queries.tolist(), found.nearest.tolist(), strict=True):
+        for other in nearest:
+            assert other >= known.queries
+            assert known.identities[other] != known.identities[query] or known.cameras[other] != known.cameras[query]
+    right = known.identities[found.nearest[:, 0]] == known.identities[found.queries]
+    assert found.values["main"]["rank1"] == pytest.approx(100 * float(right.double().mean()))
+
+
+def test_several_processes_find_what_one_does(config):
+    inputs = read_inputs(config.data, 0)
+    net, device = network(replace(config, method="dhm")), torch.device("cpu")
+    judged = {"people": inputs.reid, "config": EvalConfig()}
+    whole = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
+    loaders = [inputs.val_loader(device, Shard(rank, 2)) for rank in (0, 1)]
+    others = iter(retrieval._features(net, net.names, loaders[1], device, len(inputs.reid.test), False).values())
+    shared = retrieve(net, net.names, loaders[0], device, lambda table: table + next(others), **judged)
+    for name, values in whole.values.items():
+        assert shared.values[name] == pytest.approx(values)
+    assert torch.equal(shared.queries, whole.queries)
+
+
+def test_a_neck_is_folded_into_the_classifier_that_ships(config):
+    net = network(replace(config, method="dhm", model=replace(config.model, bnneck=True)))
+    images = torch.randn(4, 3, 64, 32)
+    outputs = net(images)
+    plain = timm.create_model("reid_mobilenet", num_classes=4).eval()
+    plain.load_state_dict(shipped(net))
+    torch.testing.assert_close(plain(images), outputs.main, rtol=1e-4, atol=1e-4)
+    features = plain.forward_head(plain.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(features, outputs.features[0])
+
+
+def test_a_released_backbone_has_neither_neck_nor_hooks(config):
+    net = network(replace(config, method="dhm", model=replace(config.model, bnneck=True)))
+    images = torch.randn(2, 3, 64, 32)
+    with_neck = net(images).main
+    backbone = net.release()
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in backbone.modules())
+    assert not torch.allclose(backbone(images), with_neck)
+
+
+def test_a_network_without_a_linear_classifier_is_refused(little_net):
+    little_net.backbone.fc = nn.Sequential(nn.Linear(8, 9))
+    with pytest.raises(UserError, match="'backbone' ends in no linear classifier"):
+        watch(little_net, 10, bnneck=False)
+
+
+def test_the_triplet_loss_is_the_batch_hard_one_of_every_classifier():
+    torch.manual_seed(1)
+    features = (torch.randn(8, 5), torch.randn(8, 3))
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    outputs = Outputs(("main", "b1"), (torch.zeros(8, 4),) * 2, features=features)
+    triplet = build_triplet(ObjectiveConfig(triplet=0.7, triplet_margin=0.3))
+    total = 0.0
+    for table in features:
+        unit = nn.functional.normalize(table)
+        terms = []
+        for anchor in range(8):
+            distances = [(float((unit[anchor] - unit[other]).norm()), other) for other in range(8) if other != anchor]
+            farthest = max(d for d, other in distances if labels[other] == labels[anchor])
+            closest = min(d for d, other in distances if labels[other] != labels[anchor])
+            terms.append(max(0.0, farthest - closest + 0.3))
+        positive = [each for each in terms if each > 0]
+        total += sum(positive) / len(positive)
+    assert float(triplet(outputs, labels)) == pytest.approx(0.7 * total, rel=1e-4)
+
+
+def test_the_strong_recipes_parts_train_together_and_resume_bit_for_bit(config, tmp_path):
+    strong = replace(
+        config,
+        method="dhm",
+        model=replace(config.model, bnneck=True, last_stride=1),
+        objective=replace(config.objective, triplet=1.0),
+        data=replace(config.data, instances=4, padding=4, erase=0.5),
+    )
+    whole = train(strong, RunFolder(tmp_path / "whole"), reporter=Silent())
+    stopped = RunFolder(tmp_path / "stopped")
+
+    class Stopping(Silent):
+        def epoch(self, row):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(strong, stopped, reporter=Stopping())
+    resumed = train(strong, stopped, resume=True, reporter=Silent())
+    timeless = [{key: value for key, value in row.items() if "second" not in key} for row in resumed]
+    assert timeless == [{key: value for key, value in row.items() if "second" not in key} for row in whole]
+    first, second = (checkpoint.load(RunFolder(tmp_path / name).last)["model"] for name in ("whole", "stopped"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    export_run(stopped, "last", tmp_path / "out.safetensors")
+    with safe_open(tmp_path / "out.safetensors", "pt") as ours, safe_open(stopped.weights, "pt") as shipped_then:
+        assert all(torch.equal(ours.get_tensor(key), shipped_then.get_tensor(key)) for key in list(ours.keys()))
+        assert shipped_then.metadata()["last_stride"] == "1"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "reid_mobilenet", "regnetx_002"])
+def test_the_last_stride_goes_from_main_and_from_the_branches(config, name):
+    usual, fine = (
+        build.build_network(
+            replace(config, method="dhm", model=replace(config.model, name=name, last_stride=stride)), 4, (3, 64, 32)
+        ).eval()
+        for stride in (0, 1)
+    )
+    images = torch.randn(1, 3, 64, 32)
+    before, after = (net.backbone.forward_features(images).shape for net in (usual, fine))
+    assert after[2] == 2 * before[2]
+    assert after[3] == 2 * before[3]
+    kept = [each for body in fine.branches.values() for each in body.modules() if isinstance(each, nn.Conv2d)]
+    had = [each for body in usual.branches.values() for each in body.modules() if isinstance(each, nn.Conv2d)]
+    assert sum(max(each.stride) > 1 for each in kept) < sum(max(each.stride) > 1 for each in had)
+    assert len(fine.state_dict()) == len(usual.state_dict())
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("vit_tiny_patch16_224", "no strided"), ("convnext_atto", "patches")])
+def test_a_network_without_such_a_stride_is_refused(name, complaint):
+    with pytest.raises(UserError, match=complaint):
+        last_stride_one(timm.create_model(name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"data": {"instances": 5}}, "data.batch_size is 16; with data.instances 5 on 1 devices it must be a multiple"),
+        ({"objective": {"triplet": 1.0}}, "objective.triplet needs data.instances of at least 2"),
+        ({"data": {"policy": "randaugment"}}, "data.policy"),
+        ({"data": {"backend": "dali"}}, "takes data.backend draft"),
+        ({"runtime": {"strategy": "fsdp"}}, "not for data.name reid"),
+        ({"data": {"name": "digits", "instances": 4}}, "data.instances goes with data.name reid"),
+        ({"data": {"name": "digits"}, "model": {"bnneck": True}}, "goes with data.name reid"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config, changes, complaint):
+    changed = {group: replace(getattr(config, group), **fields) for group, fields in changes.items()}
+    with pytest.raises(UserError, match=complaint):
+        check(replace(config, **changed))
+
+
+def test_too_few_people_for_a_batch_are_refused(config):
+    with pytest.raises(UserError, match="4 identities do not fill one batch of 512 images, 16 each"):
+        read_inputs(replace(config.data, batch_size=512, instances=16), 0)
+
+
+def test_the_page_shows_curves_and_the_nearest_images_run_beside_run(finished, tmp_path):
+    records = [read_record(RunFolder(finished / method)) for method in ("baseline", "dhm")]
+    assert verdict(records).startswith("mAP of the shipped backbone (one seed): DHM ")
+    write_report(records, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "Validation mAP, %" in text
+    assert "rank 20" in text
+    assert "queries with a match up to that rank" in text
+    assert text.count('<div class="found">') == 6
+    assert text.count("data:image/jpeg;base64") >= 6 * (1 + 2 * 5)
+    assert 'src="http' not in text
+
+
+def test_queries_may_be_chosen_and_a_wrong_name_is_answered(finished, tmp_path, people, capsys):
+    name = sorted((people / "query").iterdir())[0].name
+    page = str(tmp_path / "page.html")
+    assert main(["report", str(finished / "dhm"), "--output", page, "--queries", name]) == 0
+    assert (tmp_path / "page.html").read_text().count('<div class="found">') == 1
+    assert main(["report", str(finished / "dhm"), "--output", page, "--queries", "nobody.jpg"]) == 2
+    assert "no query 'nobody.jpg'" in capsys.readouterr().err
+
+
+def test_the_command_draws_trains_and_says_who_is_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "synthetic-reid", "data/reid", "--identities", "4"]) == 0
+    small = "--data.image_size 64 --data.image_width 32 --data.resize 72 --data.workers 0 --optim.epochs 1"
+    words = [
+        "train",
+        "market1501/mobilenet",
+        "--data.root",
+        "data/reid",
+        *small.split(),
+        "--runtime.accelerator",
+        "cpu",
+    ]
+    assert main([*words, "--method", "baseline"]) == 0
+    said = capsys.readouterr().out
+    assert "of 2 identities" in said
+    assert "validation mAP, %" in said
+    assert (tmp_path / "runs" / "market1501-mobilenet-baseline-seed0" / "report.html").exists()
+    assert main([*words, "--data.root", "data/none"]) == 2
