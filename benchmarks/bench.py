@@ -40,10 +40,11 @@ from sidebranch.data import (
     ImageSplit,
     Normalisation,
 )
-from sidebranch.engine.config import RuntimeConfig
+from sidebranch.engine.config import EvalConfig, RuntimeConfig
 from sidebranch.engine.hardware import WORTH_COMPILING, compile_network, hardware
 from sidebranch.engine.meter import Finiteness, Meter
 from sidebranch.engine.run_folder import environment
+from sidebranch.metrics import People, Ranker, distances_between, rank
 
 METHODS = ("baseline", "dsl", "dhm")
 # Name to batch and side of the images.
@@ -337,6 +338,49 @@ def _an_epoch(loader: FolderLoader | DaliLoader) -> None:
         pass
 
 
+QUERIES, GALLERY, IDENTITIES, CAMERAS, FEATURES = 3368, 15913, 751, 6, 2048  # Market-1501's test, without junk
+
+
+def _people(count: int) -> People:
+    return People(torch.randint(1, IDENTITIES + 1, (count,)), torch.randint(1, CAMERAS + 1, (count,)))
+
+
+def ranking_row(budget: float) -> dict[str, Any]:
+    """mAP and CMC of the whole gallery for every query, the distances given; on the CPU."""
+    torch.manual_seed(0)
+    queries, gallery, distances = _people(QUERIES), _people(GALLERY), torch.rand(QUERIES, GALLERY)
+    steps: dict[str, Callable[[], object]] = {
+        "reference": partial(reference.rank, distances, queries, gallery),
+        "ours": partial(rank, distances, queries, gallery),
+    }
+    times = in_turns(steps, torch.device("cpu"), budget)
+    slow, fast = reference.rank(distances, queries, gallery), rank(distances, queries, gallery)
+    row: dict[str, Any] = {"queries": QUERIES, "gallery": GALLERY, "turns": len(times["ours"])}
+    row |= {f"{kind}_ms": quartiles(taken) for kind, taken in times.items()}
+    apart = max(abs(fast.mean_average_precision - slow[0]), abs(fast.cmc(1)[0] - slow[1]))
+    return row | {"speedup": speedup(times["reference"], times["ours"]), "apart": apart}
+
+
+def feature_ranking_row(device_type: str) -> dict[str, Any]:
+    """The same from features: cosine distances and ranking; in a process of its own, for its peak of memory."""
+    device = torch.device(device_type)
+    torch.manual_seed(0)
+    queries, gallery = (
+        People(each.identities.to(device), each.cameras.to(device)) for each in (_people(QUERIES), _people(GALLERY))
+    )
+    asked, stored = torch.randn(QUERIES, FEATURES, device=device), torch.randn(GALLERY, FEATURES, device=device)
+
+    def once() -> None:
+        ranker, start = Ranker(queries, gallery), 0
+        for distances in distances_between(asked, stored, "cosine", EvalConfig().chunk):
+            ranker(distances, start)
+            start += len(distances)
+
+    taken = [seconds(once, device) for _ in range(4)][1:]
+    peak = peak_mib(once, device) / 1024
+    return {"features": FEATURES, "ours_ms": quartiles(taken), "peak_gib": round(peak, 2)}
+
+
 def replica_row(device: torch.device, budget: float) -> dict[str, Any]:
     """Images a second of several runs at once, all together, by those of one alone; each a process, threads shared."""
     count = 2 if device.type == "cpu" else 8
@@ -376,7 +420,10 @@ def _replica(barrier: Any, device_type: str, threads: int, budget: float) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--only", nargs="+", choices=["steps", "loss", "data", "flags", "replicas", "decode"], default=[]
+        "--only",
+        nargs="+",
+        choices=["steps", "loss", "data", "flags", "replicas", "decode", "ranking"],
+        default=[],
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of turns, a measurement")
     parser.add_argument("--output", type=Path, default=None, help="default: results/bench/DEVICE.json")
@@ -396,6 +443,11 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             keep("loss_memory", {kind: pool.apply(loss_memory, (kind, device.type)) for kind in LOSSES})
         print("loss", found["loss"], found["loss_memory"], flush=True)
+    if not options.only or "ranking" in options.only:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            features = pool.apply(feature_ranking_row, (device.type,))
+        keep("ranking", {"distances": ranking_row(options.seconds), "features": features})
+        print("ranking", found["ranking"], flush=True)
     if not options.only or "data" in options.only:
         keep("data", data_rows(device, options.seconds))
         print("data", found["data"], flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 import sidebranch as sb
+from sidebranch.metrics import People
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
@@ -34,6 +36,22 @@ def loss(logits: Sequence[Tensor], labels: Tensor, mimicry: bool, log: list[floa
                     log.append(term.item())
                     total = total + term
     return total
+
+
+def rank(distances: Tensor, queries: People, gallery: People) -> tuple[float, float]:
+    """mAP and rank-1 in percent, straight from the protocol: each query's whole gallery sorted."""
+    precisions, hits = [], []
+    who, where = gallery.identities.numpy(), gallery.cameras.numpy()
+    for row, identity, camera in zip(distances.numpy(), queries.identities, queries.cameras, strict=True):
+        order = np.argsort(row, kind="stable")
+        left_out = ((who[order] == int(identity)) & (where[order] == int(camera))) | (who[order] == -1)
+        matches = (who[order] == int(identity))[~left_out]
+        if not matches.any():
+            continue
+        places = np.flatnonzero(matches) + 1
+        precisions.append((np.arange(1, len(places) + 1) / places).mean())
+        hits.append(matches[0])
+    return 100 * float(np.mean(precisions)), 100 * float(np.mean(hits))
 
 
 class Step:

@@ -17,7 +17,8 @@ def test_a_shipped_recipe_is_sound(name):
     check(config)
     assert timm.is_model(config.model.name)
     assert config.about
-    assert all(20 > 0 and 10 < error < 40 for error in config.published.values())
+    least, most = (45, 80) if config.data.name == "reid" else (10, 40)  # mAP; top-1 error
+    assert all(least < value < most for value in config.published.values())
     assert len(SHIPPED[name].read_text().splitlines()) <= 25
 
 
