@@ -21,7 +21,7 @@ THUMB = (64, 128)
 
 STYLE = """
 .found { margin: 1.25rem 0; } .found h3 { font-size: 1rem; margin: 0 0 .25rem; }
-.found .row { display: grid; grid-template-columns: 7.5rem repeat(11, 52px); gap: 6px;
+.found .row { display: grid; grid-template-columns: 7.5rem repeat(11, 52px); gap: 10px;
               align-items: center; padding: 3px; }
 .found .who { font-size: .85rem; line-height: 1.25; } .found .who b { display: block; }
 .found img, .found .gone { display: block; width: 52px; height: 104px; border-radius: 2px; object-fit: cover; }
@@ -97,7 +97,7 @@ def _query(name: str, found: Sequence[Found]) -> str:
         number = table["queries"][at]
         who = table["identities"][number]
         asked = (
-            f'<div class="cell asked">{_image(table["files"][number], "query")}</div>' if not place else "<div></div>"
+            f'<div class="cell asked">{_image(table["files"][number], "query")}query</div>' if not place else "<div></div>"
         )
         cells = [
             _cell(table["files"][other], table["identities"][other] == who)
