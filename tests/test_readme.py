@@ -15,13 +15,16 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+SHOWN = README + (ROOT / "docs" / "reid.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", SHOWN, flags=re.DOTALL))
 def test_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("line", re.findall(r"^    \.venv/bin/sidebranch (.*)$", README, flags=re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^    (?:\.venv/bin/)?sidebranch (.*)$", SHOWN, flags=re.MULTILINE))
 def test_commands_parse(line):
     words = shlex.split(line, comments=True)
     if words[0] == "train":

@@ -1,7 +1,17 @@
 """Train image classifiers with side branches, ship them without."""
 
 from sidebranch.attach import attach
-from sidebranch.branches import BranchCheck, Grown, Growth, check_branches, grow, movable, pooled_head, small_input
+from sidebranch.branches import (
+    BranchCheck,
+    Grown,
+    Growth,
+    check_branches,
+    grow,
+    last_stride_one,
+    movable,
+    pooled_head,
+    small_input,
+)
 from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel, Outputs, SideBranch
 from sidebranch.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
@@ -34,6 +44,7 @@ __all__ = [
     "dsl",
     "grow",
     "kd",
+    "last_stride_one",
     "load_reference",
     "movable",
     "pooled_head",

@@ -97,7 +97,9 @@ def _query(name: str, found: Sequence[Found]) -> str:
         number = table["queries"][at]
         who = table["identities"][number]
         asked = (
-            f'<div class="cell asked">{_image(table["files"][number], "query")}query</div>' if not place else "<div></div>"
+            f'<div class="cell asked">{_image(table["files"][number], "query")}query</div>'
+            if not place
+            else "<div></div>"
         )
         cells = [
             _cell(table["files"][other], table["identities"][other] == who)
