@@ -167,11 +167,27 @@ def test_several_processes_find_what_one_does(config):
     judged = {"people": inputs.reid, "config": EvalConfig()}
     whole = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
     loaders = [inputs.val_loader(device, Shard(rank, 2)) for rank in (0, 1)]
-    others = iter(retrieval._features(net, net.names, loaders[1], device, len(inputs.reid.test), False).values())
-    shared = retrieve(net, net.names, loaders[0], device, lambda table: table + next(others), **judged)
+    others = retrieval._features(net, net.names, loaders[1], device, len(inputs.reid.test), False)
+    widths = torch.tensor([1, *(others[name].shape[1] for name in net.names)])
+    waiting = iter([widths, *(others[name] for name in ("", *net.names))])
+    shared = retrieve(net, net.names, loaders[0], device, lambda table: table + next(waiting), **judged)
     for name, values in whole.values.items():
         assert shared.values[name] == pytest.approx(values)
     assert torch.equal(shared.queries, whole.queries)
+
+
+def test_a_process_without_an_image_takes_part_all_the_same(config):
+    inputs = read_inputs(config.data, 0)
+    net, device = network(replace(config, method="dhm")), torch.device("cpu")
+    judged = {"people": inputs.reid, "config": EvalConfig()}
+    whole = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
+    others = retrieval._features(net, net.names, inputs.val_loader(device), device, len(inputs.reid.test), False)
+    widths = torch.tensor([1, *(others[name].shape[1] for name in net.names)])
+    waiting = iter([widths, *(others[name] for name in ("", *net.names))])
+    nothing = inputs.val_loader(device, Shard(10_000, 10_001))
+    assert (
+        retrieve(net, net.names, nothing, device, lambda table: table + next(waiting), **judged).values == whole.values
+    )
 
 
 def test_a_neck_is_folded_into_the_classifier_that_ships(config):

@@ -40,8 +40,8 @@ from sidebranch.engine.build import build_adapted
 from sidebranch.engine.check import check
 from sidebranch.engine.config import METHODS, Metric, ModelConfig, as_dict
 from sidebranch.engine.evaluate_run import evaluate_reference, evaluate_run
-from sidebranch.engine.hardware import ProcessLost, leave
 from sidebranch.engine.inputs import cores
+from sidebranch.engine.processes import ProcessLost, leave
 from sidebranch.errors import UserError, nearest
 from sidebranch.inspect import (
     Record,

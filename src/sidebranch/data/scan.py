@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from sidebranch.data.cache import cache_folder, written_whole
 from sidebranch.data.images import Files, ImageSplit, compared
 from sidebranch.errors import UserError
 
@@ -104,22 +106,11 @@ def _changed(path: str) -> int:
     return os.stat(path).st_mtime_ns
 
 
-def cache_folder() -> Path:
-    """Where indices and downloaded shards are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "sidebranch"
-
-
 def _cache_of(top: Path) -> Path:
     return cache_folder() / f"index-{hashlib.sha256(os.fsencode(top.resolve())).hexdigest()[:24]}.json"
 
 
 def _remember(path: Path, index: dict[str, object]) -> None:
     """A convenience: where it cannot be written, the next run looks anew."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError), written_whole(path) as temporary:
         temporary.write_text(json.dumps(index), encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)

@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sidebranch.data.cache import cache_folder, written_whole
 from sidebranch.data.crop import UNREADABLE
 from sidebranch.data.images import ImageSplit, compared
-from sidebranch.data.scan import cache_folder
 from sidebranch.errors import UserError, reason
 from sidebranch.seeding import generator
 
@@ -118,17 +118,12 @@ def local(path: str, size: int = -1) -> str:
     kept = cache_folder() / "shards" / hashlib.sha256(base.encode()).hexdigest()[:24] / name
     if kept.is_file() and kept.stat().st_size == size:
         return str(kept)
-    temporary = kept.with_name(f".{name}.{os.getpid()}.tmp")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with webdataset().gopen(path) as stream, open(temporary, "wb") as file:
+        with written_whole(kept) as temporary, webdataset().gopen(path) as stream, open(temporary, "wb") as file:
             while piece := stream.read(1 << 20):
                 file.write(piece)
-        temporary.replace(kept)
     except Exception as error:  # whatever the address's reader raises
         raise OSError(f"downloading {path} failed: {reason(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return str(kept)
 
 

@@ -13,8 +13,9 @@ from sidebranch.engine import build, checkpoint, recipe
 from sidebranch.engine.check import check
 from sidebranch.engine.config import Config
 from sidebranch.engine.evaluate import evaluate
-from sidebranch.engine.hardware import hardware, launch
+from sidebranch.engine.hardware import hardware
 from sidebranch.engine.inputs import Inputs, read_inputs
+from sidebranch.engine.processes import launch
 from sidebranch.engine.retrieval import retrieve
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.errors import UserError

@@ -11,8 +11,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +21,6 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from sidebranch.data import Shard
 from sidebranch.engine import build, checkpoint, recipe
@@ -29,13 +29,23 @@ from sidebranch.engine.config import Config, as_dict, differences
 from sidebranch.engine.evaluate import columns_of, evaluate
 from sidebranch.engine.features import shipped
 from sidebranch.engine.files import Behind
-from sidebranch.engine.hardware import among_processes, compile_network, hardware, is_main_process, kernels, launch
+from sidebranch.engine.hardware import compile_network, hardware, kernels
 from sidebranch.engine.inputs import read_inputs
 from sidebranch.engine.measure import MEAN_AP, TOP1
 from sidebranch.engine.memory import checkpoint_stages
+from sidebranch.engine.processes import (
+    among_processes,
+    gathered,
+    is_main_process,
+    largest,
+    launch,
+    share_buffers,
+    summed,
+)
 from sidebranch.engine.progress import Reporter, Silent
 from sidebranch.engine.retrieval import as_table, notes_on, retrieval_columns, retrieve
 from sidebranch.engine.run_folder import RunFolder
+from sidebranch.engine.said import Events, checkpoint_bytes, parameters, summary
 from sidebranch.engine.schedule import learning_rate
 from sidebranch.engine.sharding import apart, groups, norms, spread
 from sidebranch.engine.signals import Interrupted, collected
@@ -166,7 +176,7 @@ class _Run:
         self.seconds = 0.0
         self.rows: list[Row] = []
         self.best: dict[str, float] = {"epoch": 0}
-        self.writer: SummaryWriter | None = None
+        self.events: Events | None = None
         self.corrupt = 0  # files left out
         self.warned = False
         self.saving = Behind()
@@ -215,7 +225,7 @@ class _Run:
             "skipped": self.train_step.skipped,
             "rows": self.rows,
             "best": self.best,
-            "meter": self._summed(self.train_step.meter.sums),
+            "meter": summed(self.fabric, self.train_step.meter.sums),
             "precision": self.fabric._precision.state_dict(),
             "model": self.inner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -240,12 +250,20 @@ class _Run:
         if self.fabric.is_global_zero:
             self.folder.write_config(recipe.dump(self.config))
             self.folder.write_classes(self.classes)
-            self.folder.need_room(self._bytes())
-            self.folder.write_environment(self.device, choices=asdict(self.choices), parameters=self._parameters())
-            self.writer = SummaryWriter(str(self.folder.root), purge_step=self.done + 1 if self.done else None)
+            self.folder.need_room(checkpoint_bytes(self.config.optim, self.inner))
+            self.folder.write_environment(self.device, choices=asdict(self.choices), parameters=parameters(self.inner))
+            self.events = Events(self.folder.root, self.done, self.reporter)
             self._mend()
         people = [] if self.reid is None else notes_on(self.reid)
-        self.reporter.say("\n".join([self._summary(), *people, *(str(each.message) for each in self.notes)]))
+        self.reporter.say(
+            "\n".join(
+                [
+                    summary(self.config, self.inner, self.fabric, self.choices, self.folder),
+                    *people,
+                    *(str(each.message) for each in self.notes),
+                ]
+            )
+        )
         if self.epoch == epochs:
             self.reporter.say("finished already; a longer run is a new one, with more --optim.epochs")
         elif self.done:
@@ -269,11 +287,7 @@ class _Run:
         """The signal to stop for, or 0, and whether it is time to save: what any of the processes wishes."""
         minutes = self.config.runtime.checkpoint_minutes
         is_time = minutes > 0 and time.perf_counter() - self.saved >= 60 * minutes
-        wishes = (signals[0] if signals else 0), is_time
-        if self.fabric.world_size == 1:
-            return wishes
-        agreed = self.fabric.all_reduce(torch.tensor(wishes, device=self.device), reduce_op="max")
-        stop, save = agreed.tolist()  # pyright: ignore[reportAttributeAccessIssue] (a tensor gives a tensor)
+        stop, save = largest(self.fabric, (signals[0] if signals else 0, is_time))
         return stop, bool(save)
 
     def _stop(self, number: int) -> NoReturn:
@@ -304,23 +318,12 @@ class _Run:
     def close(self) -> None:
         self.reporter.close()
         self.saving.close()
-        if self.writer is not None:
-            with suppress(OSError):
-                self.writer.close()
+        if self.events is not None:
+            self.events.close()
 
     def _write_events(self, scalars: dict[str, float]) -> None:
-        """To TensorBoard, at this step. Its files are a convenience: where they cannot be written, training goes on."""
-        if self.writer is None:
-            return
-        try:
-            for name, value in scalars.items():
-                self.writer.add_scalar(name, value, self.done)
-            self.writer.flush()
-        except OSError as error:
-            self.reporter.say(
-                f"TensorBoard's events cannot be written any more ({error.strerror}); metrics.csv goes on"
-            )
-            self.writer = None
+        if self.events is not None:
+            self.events.write(scalars, self.done)
 
     def _train_epoch(self, signals: list[int]) -> None:
         build.train_new_layers_only(self.inner, self.epoch < self.config.optim.new_layers_epochs)
@@ -401,7 +404,7 @@ class _Run:
 
     def _end_epoch(self, images_per_second: float) -> None:
         meter = self.train_step.meter
-        meter.sums = self._summed(meter.sums)
+        meter.sums = summed(self.fabric, meter.sums)
         row: Row = {"epoch": self.epoch + 1, "step": self.done}
         row["lr"] = self._learning_rate()
         row["seconds"] = round(self.seconds, 3)
@@ -412,7 +415,7 @@ class _Run:
         row["train/loss"] = sum(each["loss"] for each in readings.values())
         for name, each in readings.items():  # a branch that sampling left out all epoch has none
             row |= {f"train/loss/{name}": each["loss"], f"train/top1/{name}": each["top1"]}
-        self._share_buffers()
+        share_buffers(self.fabric, self.inner, *([] if self.ema is None else [self.ema.module]))
         evaluated = self.ema.module if self.ema is not None else self.inner
         found = self._evaluate(evaluated)
         apart(self.inner)
@@ -432,14 +435,14 @@ class _Run:
         self._save(*keep_best, lambda: self.folder.write_metrics(rows))
         self.reporter.epoch(row)
         self._write_events({key: value for key, value in row.items() if "/" in key})
-        corrupt = self._gathered(self.train_loader.corrupt | self.val_loader.corrupt)
+        corrupt = gathered(self.fabric, self.train_loader.corrupt | self.val_loader.corrupt)
         if len(corrupt) > self.corrupt:
             self.corrupt = len(corrupt)
             self.reporter.say(f"left out so far: {self.corrupt} files that are no images, such as '{min(corrupt)}'")
 
     def _evaluate(self, network: nn.Module) -> dict[str, dict[str, float]]:
         """Column to its measures; the last epoch's rankings are kept for the page."""
-        common = (network, self.names, self.val_loader, self.device, self._summed)
+        common = (network, self.names, self.val_loader, self.device, partial(summed, self.fabric))
         with self.fabric.autocast():
             if self.reid is None:
                 return evaluate(*common, self.blank)
@@ -447,24 +450,6 @@ class _Run:
         if self.epoch + 1 == self.config.optim.epochs and self.fabric.is_global_zero:
             self.folder.write_rankings(as_table(found, self.reid, self.config.eval))
         return found.values
-
-    def _gathered(self, names: set[str]) -> set[str]:
-        """All processes' names."""
-        if self.fabric.world_size == 1:
-            return names
-        everyone: list[Any] = [None] * self.fabric.world_size
-        torch.distributed.all_gather_object(everyone, names)
-        return set().union(*everyone)
-
-    def _share_buffers(self) -> None:
-        """Every process evaluates, and the first one saves, the statistics that the first one has."""
-        if self.fabric.world_size > 1:
-            for module in [self.inner] if self.ema is None else [self.inner, self.ema.module]:
-                for buffer in module.buffers():
-                    torch.distributed.broadcast(buffer, 0)
-
-    def _summed(self, sums: Tensor) -> Tensor:
-        return self.fabric.all_reduce(sums.clone(), reduce_op="sum")  # pyright: ignore[reportReturnType] (a tensor gives a tensor)
 
     def _save(self, *afterwards: Callable[[], object]) -> None:
         """Copies the state, and writes the copy while training goes on, and then what follows from it."""
@@ -495,34 +480,3 @@ class _Run:
         if self.fabric.is_global_zero:
             name = self.config.model.name
             write_backbone(tensors, self.folder.weights, name, self.num_classes, self.in_chans, self.described)
-
-    def _bytes(self) -> int:
-        """Of a checkpoint, at most: Adam and AMSGrad keep three numbers for every weight."""
-        weights = sum(each.nbytes for each in self.inner.state_dict().values())
-        kept = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}[self.config.optim.name] + self.config.optim.amsgrad
-        return weights * (1 + kept + (self.ema is not None))
-
-    def _parameters(self) -> dict[str, int]:
-        shipped = sum(each.numel() for each in self.inner.backbone.parameters())
-        return {"shipped": shipped, "training": sum(each.numel() for each in self.inner.parameters())}
-
-    def _processes(self) -> str:
-        count, size = self.fabric.world_size, self.config.data.batch_size
-        if count == 1:
-            return ""
-        return (
-            f"\n{count} processes, {math.ceil(size / count)} images each of every batch of {size}; "
-            f"optim.lr {self.config.optim.lr:g} is the whole batch's, taken as it is"
-        )
-
-    def _summary(self) -> str:
-        shipped, training = self._parameters().values()
-        branches = training - shipped
-        return (
-            f"{self.config.model.name}: {shipped:,} parameters to ship"
-            + (f", {branches:,} in side branches {', '.join(self.names[1:])}" if branches else ", no side branches")
-            + f"\n{self.config.method} on {self.config.data.name}, {self.device.type}, "
-            + f"{self.choices}"
-            + self._processes()
-            + f"\nrun folder: {self.folder.root}"
-        )

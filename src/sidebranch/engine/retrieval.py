@@ -85,7 +85,11 @@ def retrieve(
     """
     features = _features(network, names, loader, device, len(people.test), config.flip)
     if reduce is not None:
-        features = {name: reduce(table) for name, table in features.items()}
+        widths = [features[name].shape[1] if name in features else 0 for name in names]
+        known, *summed = reduce(torch.tensor([any(widths), *widths], device=device)).tolist()
+        for name, width in zip(names, summed, strict=True):  # a rank without an image does not know its width
+            features.setdefault(name, torch.zeros(len(people.test), width // max(1, known), device=device))
+        features = {name: reduce(features[name]) for name in ("", *names)}
     read = features.pop("")[:, 0] > 0
     number = torch.arange(len(read), device=device)
     queries, gallery = number[read & (number < people.queries)], number[read & (number >= people.queries)]
