@@ -58,6 +58,13 @@ def test_what_is_counted_and_left_out_is_said(tmp_path):
     assert "left out 1 files whose names tell no identity and camera: bounding_box_test/Thumbs.db" in notes
 
 
+def test_distractors_and_junk_are_nobody_to_train_on(tmp_path):
+    more = [*MARKET["bounding_box_train"], "0000_c1s1_000001_00.jpg", "-1_c1s1_000001_00.jpg"]
+    found = reid(laid_out(tmp_path, {**MARKET, "bounding_box_train": more}))
+    assert found.train.classes == ("2", "7")
+    assert "3 images of 2 identities, 3 cameras, 1 distractors left out, 1 junk left out" in found.notes[0]
+
+
 def test_dukemtmcs_names_are_read(tmp_path):
     found = reid(laid_out(tmp_path, DUKE))
     assert found.train.classes == ("1", "5")
