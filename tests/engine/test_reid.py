@@ -1,6 +1,9 @@
 """Re-identification, from a drawn set to the page: features, ranking, necks, triplets, what ships, resuming."""
 
+import json
 import os
+import re
+import shutil
 import signal
 from dataclasses import replace
 
@@ -93,7 +96,9 @@ def test_eval_repeats_the_runs_numbers_and_takes_another_distance(finished, caps
     assert (
         main(["eval", str(folder.root), "--eval.metric", "euclidean", "--eval.flip", "true", "--eval.chunk", "3"]) == 0
     )
-    assert "concat" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "concat" in said
+    assert "every query has a match from another camera" in said
     assert main(["eval", str(folder.root), "--eval.chunk", "0"]) == 2
 
 
@@ -201,6 +206,13 @@ def test_a_neck_is_folded_into_the_classifier_that_ships(config):
     torch.testing.assert_close(features, outputs.features[0])
 
 
+def test_a_neck_is_folded_as_well_when_its_statistics_are_everyones(config):
+    net = network(replace(config, method="dhm", model=replace(config.model, bnneck=True)))
+    wanted = shipped(net)
+    synced = shipped(build.with_synced_batchnorm(net))
+    assert all(torch.equal(synced[key], wanted[key]) for key in wanted)
+
+
 def test_a_released_backbone_has_neither_neck_nor_hooks(config):
     net = network(replace(config, method="dhm", model=replace(config.model, bnneck=True)))
     images = torch.randn(2, 3, 64, 32)
@@ -212,7 +224,7 @@ def test_a_released_backbone_has_neither_neck_nor_hooks(config):
 
 def test_a_network_without_a_linear_classifier_is_refused(little_net):
     little_net.backbone.fc = nn.Sequential(nn.Linear(8, 9))
-    with pytest.raises(UserError, match="'backbone' ends in no linear classifier"):
+    with pytest.raises(UserError, match="'backbone' does not end in one linear classifier"):
         watch(little_net, 10, bnneck=False)
 
 
@@ -264,7 +276,7 @@ def test_the_strong_recipes_parts_train_together_and_resume_bit_for_bit(config, 
         assert shipped_then.metadata()["last_stride"] == "1"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "reid_mobilenet", "regnetx_002"])
+@pytest.mark.parametrize("name", ["resnet18", "reid_mobilenet", "regnetx_002", "resnet26d"])
 def test_the_last_stride_goes_from_main_and_from_the_branches(config, name):
     usual, fine = (
         build.build_network(
@@ -282,7 +294,10 @@ def test_the_last_stride_goes_from_main_and_from_the_branches(config, name):
     assert len(fine.state_dict()) == len(usual.state_dict())
 
 
-@pytest.mark.parametrize(("name", "complaint"), [("vit_tiny_patch16_224", "no strided"), ("convnext_atto", "patches")])
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [("vit_tiny_patch16_224", "no strided"), ("convnext_atto", "patches"), ("resnetblur18", "a BlurPool2d")],
+)
 def test_a_network_without_such_a_stride_is_refused(name, complaint):
     with pytest.raises(UserError, match=complaint):
         last_stride_one(timm.create_model(name))
@@ -292,6 +307,7 @@ def test_a_network_without_such_a_stride_is_refused(name, complaint):
     ("changes", "complaint"),
     [
         ({"data": {"instances": 5}}, "data.batch_size is 16; with data.instances 5 on 1 devices it must be a multiple"),
+        ({"data": {"batch_size": 1}, "model": {"bnneck": True}}, "needs two images a device and piece, so at least 2"),
         ({"objective": {"triplet": 1.0}}, "objective.triplet needs data.instances of at least 2"),
         ({"data": {"policy": "randaugment"}}, "data.policy"),
         ({"data": {"backend": "dali"}}, "takes data.backend draft"),
@@ -322,6 +338,100 @@ def test_the_page_shows_curves_and_the_nearest_images_run_beside_run(finished, t
     assert text.count('<div class="found">') == 6
     assert text.count("data:image/jpeg;base64") >= 6 * (1 + 2 * 5)
     assert 'src="http' not in text
+
+
+def test_a_page_finds_the_images_where_they_are_now(finished, tmp_path, people, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the folder was given as it is, from wherever the run was
+    record = read_record(RunFolder(finished / "dhm"))
+    write_report([record], tmp_path / "page.html")
+    assert " is gone" not in (tmp_path / "page.html").read_text()
+    write_report([record], tmp_path / "page.html", data_root=str(tmp_path))
+    assert (tmp_path / "page.html").read_text().count(" is gone") > 6
+    write_report([record], tmp_path / "page.html", data_root=str(people))
+    assert " is gone" not in (tmp_path / "page.html").read_text()
+
+
+def test_a_page_takes_the_first_finished_seed_and_refuses_damage(finished, tmp_path):
+    for name, seed in (("begun", 1), ("whole", 2)):
+        shutil.copytree(finished / "dhm", tmp_path / name)
+        text = (tmp_path / name / "config.yaml").read_text()
+        (tmp_path / name / "config.yaml").write_text(text.replace("seed: 0", f"seed: {seed}"))
+    begun, whole = (read_record(RunFolder(tmp_path / name)) for name in ("begun", "whole"))
+    begun.folder.rankings.unlink()
+    write_report([begun, whole], tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count('<div class="found">') == 6
+    with pytest.raises(UserError, match="none of these runs is finished"):
+        write_report([begun], tmp_path / "page.html", queries=["any.jpg"])
+    begun.folder.rankings.write_text("{}")
+    with pytest.raises(UserError, match="cannot be read: it lacks average_precision, cmc"):
+        write_report([begun], tmp_path / "page.html")
+
+
+def test_queries_of_one_name_in_several_folders_are_told_apart(finished, tmp_path):
+    shutil.copytree(finished / "dhm", tmp_path / "run")
+    record = read_record(RunFolder(tmp_path / "run"))
+    table = json.loads(record.folder.rankings.read_text())
+    first, second = table["queries"][:2]
+    table["files"][first], table["files"][second] = "query/anna/0.jpg", "query/bo/0.jpg"
+    record.folder.rankings.write_text(json.dumps(table))
+    with pytest.raises(
+        UserError, match="2 queries are called '0.jpg'; give more of the path, such as 'query/anna/0.jpg'"
+    ):
+        write_report([record], tmp_path / "page.html", queries=["0.jpg"])
+    write_report([record], tmp_path / "page.html", queries=["bo/0.jpg"])
+    assert "<h3>query/bo/0.jpg</h3>" in (tmp_path / "page.html").read_text()
+
+
+def test_equal_distances_are_shown_as_they_are_ranked(config):
+    inputs = read_inputs(config.data, 0)
+    net, known = network(replace(config, method="baseline")), inputs.reid
+    nn.init.zeros_(net.backbone.conv.weight)
+    device = torch.device("cpu")
+    judged = {"people": known, "config": EvalConfig("euclidean")}
+    found = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
+    gallery = range(known.queries, len(known.test))
+    for query, shown in zip(found.queries.tolist(), found.nearest.tolist(), strict=True):
+        alike = [(known.identities[other], known.cameras[other]) for other in gallery]
+        own = (known.identities[query], known.cameras[query])
+        assert shown == [other for other, each in zip(gallery, alike, strict=True) if each != own][: len(shown)]
+
+
+def test_a_set_without_a_match_is_refused_before_training(config, people, tmp_path):
+    for path in people.rglob("*.jpg"):
+        target = tmp_path / "one" / path.parent.name / re.sub(r"_c\d", "_c1", path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    alone = replace(config, data=replace(config.data, root=str(tmp_path / "one")))
+    with pytest.raises(UserError, match="none of the .* queries has a match in the gallery from another camera"):
+        train(alone, RunFolder(tmp_path / "run"), reporter=Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_which_one_image_is_left_trains_with_triplets_all_the_same(config, people, tmp_path):
+    shutil.copytree(people, tmp_path / "some")
+    broken = sorted((tmp_path / "some" / "bounding_box_train").iterdir())[::2]
+    for path in broken:
+        path.write_bytes(b"")
+    data = replace(config.data, root=str(tmp_path / "some"), batch_size=2, instances=2, on_corrupt="skip")
+    pairs = replace(
+        config,
+        method="baseline",
+        data=data,
+        objective=replace(config.objective, triplet=1.0),
+        optim=replace(config.optim, epochs=1, schedule="constant"),
+    )
+    assert len(train(pairs, RunFolder(tmp_path / "run"), reporter=Silent())) == 1
+
+
+def test_a_network_with_two_classifiers_is_refused(config):
+    model = replace(config.model, name="deit_tiny_distilled_patch16_224", options={"img_size": [64, 32]})
+    with pytest.raises(UserError, match="'backbone' does not end in one linear classifier"):
+        network(replace(config, model=model, method="baseline"))
+
+
+def test_another_set_may_be_searched_by_a_finished_run(finished, tmp_path):
+    write_synthetic_reid(tmp_path, 12, seed=5)
+    assert evaluate_run(RunFolder(finished / "baseline"), data_root=str(tmp_path)).errors["main"]["mAP"] > 0
 
 
 def test_queries_may_be_chosen_and_a_wrong_name_is_answered(finished, tmp_path, people, capsys):

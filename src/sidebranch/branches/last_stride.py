@@ -8,7 +8,8 @@ from torch import nn
 
 from sidebranch.errors import UserError
 
-STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+STRIDED = (nn.Conv2d, *POOLS)
 
 
 def last_stride_one(backbone: nn.Module) -> nn.Module:
@@ -27,7 +28,11 @@ def last_stride_one(backbone: nn.Module) -> nn.Module:
     strided = _strided(backbone.get_submodule(stage)) if stage else []
     if not strided:
         raise UserError(f"last stride: {kind} has no strided convolution in a last stage; leave model.last_stride at 0")
-    if any(_size(each) > 1 and _size(each) <= _stride(each) for each in strided):
+    stages = backbone.get_submodule(stage).modules()
+    if other := [each for each in stages if not isinstance(each, STRIDED) and _is_leaf(each) and _stride(each) > 1]:
+        what = type(other[0]).__name__
+        raise UserError(f"last stride: {kind}'s last stage has a {what}; leave model.last_stride at 0")
+    if any(isinstance(each, nn.Conv2d) and 1 < _size(each) <= _stride(each) for each in strided):
         raise UserError(f"last stride: {kind}'s last stage cuts its input into patches; leave model.last_stride at 0")
     keep_resolution(backbone.get_submodule(stage))
     return backbone
@@ -43,7 +48,9 @@ def last_stage(backbone: nn.Module) -> str:
 def keep_resolution(stage: nn.Module) -> None:
     """Sets all strides of a stage to 1."""
     for each in _strided(stage):
-        each.stride = 1 if isinstance(each, nn.AvgPool2d) else (1, 1)
+        if isinstance(each, POOLS) and _size(each) <= _stride(each):
+            each.kernel_size = 1  # nothing is pooled any more
+        each.stride = 1 if isinstance(each, POOLS) else (1, 1)
 
 
 def _strided(stage: nn.Module) -> list[Any]:
@@ -51,12 +58,16 @@ def _strided(stage: nn.Module) -> list[Any]:
 
 
 def _stride(layer: Any) -> int:
-    return _largest(layer.stride)
+    return _largest(getattr(layer, "stride", 1))
 
 
 def _size(layer: Any) -> int:
     return _largest(layer.kernel_size)
 
 
-def _largest(size: object) -> int:
-    return max(size) if isinstance(size, tuple) else int(str(size))
+def _largest(size: Any) -> int:
+    return max(size) if isinstance(size, (tuple, list)) else int(size)
+
+
+def _is_leaf(layer: nn.Module) -> bool:
+    return not any(True for _ in layer.children())

@@ -162,9 +162,9 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     evaluate.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
     evaluate.add_argument("--weights", type=str, default="", help="A checkpoint of the papers' public code (.pth).")
     evaluate.add_argument("--data.root", type=str, default="", help="Where the data lie, if they have moved.")
-    evaluate.add_argument("--eval.metric", type=Metric | None, default=None, help="Re-ID: another distance.")
-    evaluate.add_argument("--eval.flip", type=bool | None, default=None, help="Re-ID: average with mirrored images.")
-    evaluate.add_argument("--eval.chunk", type=int | None, default=None, help="Re-ID: queries ranked at a time.")
+    evaluate.add_argument("--eval.metric", type=Metric, default=None, help="Re-ID: another distance.")
+    evaluate.add_argument("--eval.flip", type=bool, default=None, help="Re-ID: average with mirrored images.")
+    evaluate.add_argument("--eval.chunk", type=int, default=None, help="Re-ID: queries ranked at a time.")
     export = verbs["export"]
     export.add_argument("run", type=str, help="A run folder; with --weights, a recipe.")
     export.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which of its checkpoints.")
@@ -185,7 +185,8 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     report = verbs["report"]
     report.add_argument("runs", type=str, nargs="+", help="Run folders.")
     report.add_argument("--output", type=str, default="report.html", help="The page.")
-    report.add_argument("--queries", type=str, nargs="+", default=[], help="Re-ID: file names of queries to show.")
+    report.add_argument("--queries", type=str, nargs="+", default=[], help="Re-ID: files of queries to show.")
+    report.add_argument("--data.root", type=str, default="", help="Re-ID: where the images lie, if they have moved.")
     for name, verb in verbs.items():
         first = (verb.description or "").splitlines()[0]
         commands.add_subcommand(name, verb, help=first)
@@ -262,6 +263,7 @@ def _eval(options: Namespace) -> int:
         wishes = {name: value for name, value in asked.items() if value is not None}
         result = evaluate_run(folder, options.checkpoint, options["data.root"], wishes)
         errors, title = result.errors, f"{folder.root}, {options.checkpoint} checkpoint: epoch {result.epoch}"
+        print("".join(f"{note}\n" for note in result.notes), end="")
     table = Table(title=title, title_justify="left")
     headings = FOUND if "mAP" in errors["main"] else ERRORS
     for heading in ("classifier", *headings.values()):
@@ -306,7 +308,7 @@ def _recipes(options: Namespace) -> int:
 
 def _report(options: Namespace) -> int:
     records = [read_record(RunFolder(Path(run))) for run in options.runs]
-    write_report(records, Path(options.output), "Runs compared", options.queries)
+    write_report(records, Path(options.output), "Runs compared", options.queries, options["data.root"])
     print(f"{verdict(records)}\nthe page: {options.output}")
     return 0
 

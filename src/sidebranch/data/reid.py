@@ -67,7 +67,8 @@ def reid(root: str | Path) -> ReIDSet:
     parts, odd = _table(root) if root.is_file() else _folders(root)
     kept = {name: [each for each in found if each.identity != JUNK] for name, found in parts.items()}
     if not root.is_file():
-        kept["train"] = [each for each in kept["train"] if each.identity != DISTRACTOR]
+        for name in ("train", "query"):
+            kept[name] = [each for each in kept[name] if each.identity != DISTRACTOR]
     for name, found in kept.items():
         if not found:
             where = (
@@ -139,7 +140,7 @@ def _counted(split: str, found: Sequence[Sighting], kept: Sequence[Sighting], is
     cameras = {each.camera for each in kept}
     text = f"{split}: {len(kept):,} images of {len(people):,} identities, {len(cameras)} cameras"
     if distractors:
-        text += f", {distractors:,} distractors {'left out' if split == 'train' else 'among them'}"
+        text += f", {distractors:,} distractors {'among them' if split == 'gallery' else 'left out'}"
     return text + (f", {junk:,} junk left out" if junk else "")
 
 
@@ -150,7 +151,7 @@ def _numbered(names: Iterable[str], of: Sequence[str]) -> Tensor:
 
 
 def _numerically(name: str) -> tuple[int, str]:
-    return (int(name), name) if name.isdecimal() else (0, name)
+    return (int(name), name) if name.isdecimal() and len(name) < 20 else (0, name)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -142,6 +142,11 @@ def _check_reid(config: Config) -> None:
             f"data.batch_size is {data.batch_size}; with data.instances {data.instances} on {processes} devices it "
             f"must be a multiple of {data.instances * processes}"
         )
+    if config.model.bnneck and data.batch_size < 2 * config.optim.accumulate * processes:
+        raise UserError(
+            f"data.batch_size is {data.batch_size}; model.bnneck needs two images a device and piece, "
+            f"so at least {2 * config.optim.accumulate * processes}"
+        )
     mixes = data.mixup or data.cutmix or config.optim.accumulate > 1
     if objective.triplet and (data.instances < 2 or mixes):
         raise UserError(

@@ -234,7 +234,7 @@ class EvalConfig:
     Args:
         metric: `cosine` distance, or `euclidean`.
         flip: features averaged with those of the mirrored image.
-        chunk: queries ranked at a time; bounds the memory, and changes no result.
+        chunk: queries ranked at a time; bounds the memory, and changes nothing but rounding.
     """
 
     metric: Metric = "cosine"

@@ -16,7 +16,7 @@ from sidebranch.engine.evaluate import evaluate
 from sidebranch.engine.hardware import hardware
 from sidebranch.engine.inputs import Inputs, read_inputs
 from sidebranch.engine.processes import launch
-from sidebranch.engine.retrieval import retrieve
+from sidebranch.engine.retrieval import notes_on, retrieve
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.errors import UserError
 from sidebranch.model import BranchedModel
@@ -27,10 +27,11 @@ Errors = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found, and after how many epochs."""
+    """What was found, after how many epochs, and what there is to say of the data."""
 
     epoch: int
     errors: Errors
+    notes: tuple[str, ...] = ()
 
 
 def evaluate_run(
@@ -59,11 +60,12 @@ def evaluate_run(
     check(config)
     state = checkpoint.load(folder.last if which == "last" else folder.best)
     inputs = read_inputs(config.data, config.seed)
-    if len(inputs.classes) != state["num_classes"]:
+    if inputs.reid is None and len(inputs.classes) != state["num_classes"]:
         raise UserError(f"the run knows {state['num_classes']} classes, '{config.data.root}' has {len(inputs.classes)}")
     network = build.build_network(build.untrained(config), state["num_classes"], inputs.shape)
     checkpoint.restore(network, state["ema"] or state["model"], folder.root)
-    return Evaluation(state["epoch"], _evaluate(config, network, inputs))
+    notes = () if inputs.reid is None else notes_on(inputs.reid)
+    return Evaluation(state["epoch"], _evaluate(config, network, inputs), notes)
 
 
 def evaluate_reference(recipe_path: Path, weights: str, data_root: str = "") -> Errors:

@@ -31,12 +31,15 @@ def watch(net: BranchedModel, num_classes: int, bnneck: bool) -> None:
 
 
 def _classifier(net: BranchedModel, part: str, num_classes: int) -> str:
-    """The path of the last linear layer of a part that gives as many numbers as there are classes."""
-    layers = net.get_submodule(part).named_modules()
+    """The path of the layer that timm calls the classifier; else of the last linear layer with an output a class."""
+    module = net.get_submodule(part)
+    layers = list(module.named_modules())
+    if hasattr(module, "get_classifier"):  # the user of what ships takes this one away
+        layers = [(name, each) for name, each in layers if each is module.get_classifier()]  # pyright: ignore[reportCallIssue]
     found = [name for name, each in layers if isinstance(each, nn.Linear) and each.out_features == num_classes]
     if not found:
         raise UserError(
-            f"'{part}' ends in no linear classifier; its features cannot be compared. Take another backbone"
+            f"'{part}' does not end in one linear classifier, so that its features are not known; take another backbone"
         )
     return f"{part}.{found[-1]}"
 
@@ -53,7 +56,7 @@ def shipped(net: BranchedModel) -> dict[str, Tensor]:
     if "main" not in net.necks:
         return state
     neck, path = net.necks["main"], net.classifiers["main"].removeprefix("backbone.")
-    assert isinstance(neck, nn.BatchNorm1d)
+    assert isinstance(neck, (nn.BatchNorm1d, nn.SyncBatchNorm))
     assert neck.running_mean is not None
     assert neck.running_var is not None
     with torch.no_grad():

@@ -110,6 +110,11 @@ class Inputs:
             "shard": shard,
         }
         if self.reid is not None:
+            if training and config.instances and config.batch_size % (config.instances * shard.world_size):
+                raise UserError(
+                    f"data.batch_size is {config.batch_size}; with data.instances {config.instances} in "
+                    f"{shard.world_size} processes it must be a multiple of {config.instances * shard.world_size}"
+                )
             seen = sources.PersonTransform(
                 (self.shape[1], self.shape[2]), config.resize, config.padding, config.flip, config.erase
             )

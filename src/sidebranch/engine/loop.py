@@ -448,7 +448,7 @@ class _Run:
                 return evaluate(*common, self.blank)
             found = retrieve(*common, people=self.reid, config=self.config.eval)
         if self.epoch + 1 == self.config.optim.epochs and self.fabric.is_global_zero:
-            self.folder.write_rankings(as_table(found, self.reid, self.config.eval))
+            self.folder.write_rankings(as_table(found, self.reid, self.config.data.root, self.config.eval))
         return found.values
 
     def _save(self, *afterwards: Callable[[], object]) -> None:

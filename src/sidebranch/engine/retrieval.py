@@ -7,8 +7,10 @@ features, and of all of them together.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +92,8 @@ def retrieve(
         for name, width in zip(names, summed, strict=True):  # a rank without an image does not know its width
             features.setdefault(name, torch.zeros(len(people.test), width // max(1, known), device=device))
         features = {name: reduce(features[name]) for name in ("", *names)}
+    if device.type == "mps":  # which has no float64
+        device, features = torch.device("cpu"), {name: table.cpu() for name, table in features.items()}
     read = features.pop("")[:, 0] > 0
     number = torch.arange(len(read), device=device)
     queries, gallery = number[read & (number < people.queries)], number[read & (number >= people.queries)]
@@ -110,8 +114,8 @@ def retrieve(
                 parts["concat"].append(ranker(torch.stack(rows).mean(0), start))
             alike = who.identities[queries[start : start + len(rows[0])], None] == who.identities[gallery]
             alike &= who.cameras[queries[start : start + len(rows[0])], None] == who.cameras[gallery]
-            best = rows[0].masked_fill(alike, math.inf).topk(min(NEAREST, len(gallery)), largest=False, sorted=True)
-            nearest.append(torch.where(best.values.isinf(), -1, gallery[best.indices]))
+            values, order = rows[0].masked_fill(alike, math.inf).sort(dim=1, stable=True)  # topk is not stable
+            nearest.append(torch.where(values.isinf(), -1, gallery[order])[:, :NEAREST])
             start += len(rows[0])
     joined = {name: Ranking.joined(each) for name, each in parts.items()}
     return Retrieval(joined, torch.cat(nearest), queries)
@@ -145,27 +149,43 @@ def _seen(network: nn.Module, images: Tensor, flip: bool) -> Iterator[Tensor]:
     features = [each.float() for each in network(images).features]
     if not flip:
         return iter(features)
+    features = [each.clone() for each in features]  # CUDA graphs reuse their outputs' memory
     mirrored = network(images.flip(-1)).features
     return ((each + other.float()) / 2 for each, other in zip(features, mirrored, strict=True))
 
 
 def notes_on(people: ReIDSet) -> tuple[str, ...]:
-    """What is in a data set, and how many queries cannot be judged, a line each."""
+    """What is in a data set, and how many queries cannot be judged, a line each.
+
+    Raises:
+        UserError: none can.
+    """
     who = People(people.identities, people.cameras)
     number = torch.arange(len(people.test))
     lonely = Ranker(who[number[: people.queries]], who[number[people.queries :]]).without_match()
+    if lonely == people.queries:
+        raise UserError(f"none of the {lonely:,} queries has a match in the gallery from another camera")
     text = f"{lonely:,} of {people.queries:,} queries have no match from another camera; they do not count"
     return (*people.notes, text if lonely else "every query has a match from another camera")
 
 
-def as_table(found: Retrieval, people: ReIDSet, config: EvalConfig) -> dict[str, Any]:
-    """Plain values, for JSON: CMC curves of every column, and what is nearest to every query by main's features."""
+def as_table(found: Retrieval, people: ReIDSet, root: str, config: EvalConfig) -> dict[str, Any]:
+    """Plain values, for JSON: CMC curves of every column, and what is nearest to every query by main's features.
+
+    Args:
+        found: what was found.
+        people: who is on the images.
+        root: of the data, as it was given; the files' names are relative to it.
+        config: how features were compared.
+    """
     test, main = people.test, found.rankings["main"]
-    files = [test.name(number) for number in range(len(test))]
+    base = Path(root) if Path(root).is_dir() else Path(root).parent
+    files = [os.path.relpath(test.name(number), base) for number in range(len(test))]
     return {
         "metric": config.metric,
         "flip": config.flip,
         "cmc": {name: [round(each, 4) for each in ranking.cmc(CURVE)] for name, ranking in found.rankings.items()},
+        "root": str(base.resolve()),
         "files": files,
         "identities": people.identities.tolist(),
         "cameras": people.cameras.tolist(),

@@ -65,6 +65,7 @@ def summary(config: Config, net: BranchedModel, fabric: Fabric, choices: Hardwar
     """What trains, on what, and where it goes; a few lines."""
     shipped, training = parameters(net).values()
     aside = f"{training - shipped:,} in side branches {', '.join(net.names[1:])}"
+    aside += " and in necks" if len(net.necks) else ""
     aside = aside if len(net.names) > 1 else "no side branches"
     lines = [
         f"{config.model.name}: {shipped:,} parameters to ship, {aside}",

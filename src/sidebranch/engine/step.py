@@ -147,7 +147,7 @@ class TrainStep:
     ) -> Tensor:
         config, count = self.config, len(images)
         if count == 1 < config.data.batch_size:  # batch norm needs two images: of the same the mean loss is the same
-            images, targets = torch.cat([images, images]), torch.cat([targets, targets])
+            images, targets, labels = (torch.cat([each, each]) for each in (images, targets, labels))
         rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))
         outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
@@ -157,7 +157,7 @@ class TrainStep:
         total = sought.detach()
         if counts:
             scores = [logits.detach()[:count] for logits in outputs.logits]
-            self.meter.add(outputs.names, scores, labels, loss.supervision)
+            self.meter.add(outputs.names, scores, labels[:count], loss.supervision)
             self.finiteness.watch(moment.done, total, outputs.names, loss.supervision, loss.mimicry)
         return total * weight
 

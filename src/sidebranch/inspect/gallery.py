@@ -18,6 +18,7 @@ from sidebranch.inspect.record import Record, by_kind
 
 SHOWN = 6  # queries, where none are chosen
 THUMB = (64, 128)
+KEYS = {"root", "files", "identities", "queries", "average_precision", "nearest", "cmc"}
 
 STYLE = """
 .found { margin: 1.25rem 0; } .found h3 { font-size: 1rem; margin: 0 0 .25rem; }
@@ -37,54 +38,74 @@ class Found:
     """One run's rankings.json."""
 
     kind: str
-    record: Record
     table: dict[str, Any]
 
     @property
-    def names(self) -> list[str]:
-        """Of the queries' files."""
-        return [Path(self.table["files"][number]).name for number in self.table["queries"]]
+    def queries(self) -> list[str]:
+        """The queries' files, relative to the root of the data."""
+        return [self.table["files"][number] for number in self.table["queries"]]
+
+    def image(self, number: int, what: str) -> str:
+        """One of its test images, within the page."""
+        return _image(Path(self.table["root"]) / self.table["files"][number], what)
 
 
-def read_rankings(record: Record) -> dict[str, Any] | None:
-    """A run's CMC curves and nearest images; None if it is not finished."""
+def read_rankings(record: Record, data_root: str = "") -> dict[str, Any] | None:
+    """A run's CMC curves and nearest images; None if it is not finished.
+
+    Args:
+        record: of the run.
+        data_root: where its images lie, if they have moved.
+    """
     path = record.folder.rankings
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if lacking := sorted(KEYS - set(table)):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+    except (ValueError, TypeError) as error:
         raise UserError(f"'{path}' cannot be read: {error}") from error
+    return table | ({"root": data_root} if data_root else {})
 
 
-def gallery(records: Sequence[Record], queries: Sequence[str] = ()) -> str:
-    """The nearest ten for each chosen query, a row for each kind of run: the one of its first seed.
+def gallery(records: Sequence[Record], queries: Sequence[str] = (), data_root: str = "") -> str:
+    """The nearest ten for each chosen query, a row for each kind of run: the first of its seeds that is finished.
 
     Args:
         records: re-identification runs.
-        queries: file names of queries; if none, six of those with a match, evenly spaced.
+        queries: files of queries, or the ends of their paths; if none, six of those with a match, evenly spaced.
+        data_root: where the images lie, if they have moved.
 
     Raises:
-        UserError: a chosen query is not one.
+        UserError: a chosen query is not one, or no run is finished to show it of.
     """
-    found = [
-        Found(kind, group[0], table)
-        for kind, group in by_kind(records).items()
-        if (table := read_rankings(group[0])) is not None
-    ]
+    found = []
+    for kind, group in by_kind(records).items():
+        tables = (read_rankings(record, data_root) for record in group)
+        found += [Found(kind, table) for table in tables if table is not None][:1]
     if not found:
+        if queries:
+            raise UserError("none of these runs is finished; what is nearest to a query is known at a run's end")
         return ""
-    chosen = queries or _spaced(found[0])
-    for name in chosen:
-        if name not in found[0].names:
-            raise UserError(f"no query '{name}'; {nearest(name, found[0].names)}")
-    return "".join(_query(name, [each for each in found if name in each.names]) for name in chosen)
+    chosen = [_named(each, found[0].queries) for each in queries] or _spaced(found[0])
+    return "".join(_query(name, [each for each in found if name in each.queries]) for name in chosen)
+
+
+def _named(name: str, queries: Sequence[str]) -> str:
+    """The query whose path is this, or ends with it."""
+    meant = [each for each in queries if each == name or each.endswith(f"/{name}")]
+    if not meant:
+        raise UserError(f"no query '{name}'; {nearest(name, [Path(each).name for each in queries])}")
+    if len(meant) > 1:
+        raise UserError(f"{len(meant)} queries are called '{name}'; give more of the path, such as '{meant[0]}'")
+    return meant[0]
 
 
 def _spaced(found: Found) -> list[str]:
     """Some queries that have a match, from the first to the last in the order of their files."""
     precisions = found.table["average_precision"]
-    known = [name for name, precision in zip(found.names, precisions, strict=True) if precision >= 0]
+    known = [name for name, precision in zip(found.queries, precisions, strict=True) if precision >= 0]
     count = min(SHOWN, len(known))
     return [known[int((at + 0.5) * len(known) / count)] for at in range(count)]
 
@@ -93,19 +114,11 @@ def _query(name: str, found: Sequence[Found]) -> str:
     """One query: its own image, and a row of gallery images a run."""
     rows = []
     for place, each in enumerate(found):
-        table, at = each.table, each.names.index(name)
+        table, at = each.table, each.queries.index(name)
         number = table["queries"][at]
         who = table["identities"][number]
-        asked = (
-            f'<div class="cell asked">{_image(table["files"][number], "query")}query</div>'
-            if not place
-            else "<div></div>"
-        )
-        cells = [
-            _cell(table["files"][other], table["identities"][other] == who)
-            for other in table["nearest"][at]
-            if other >= 0
-        ]
+        asked = f'<div class="cell asked">{each.image(number, "query")}query</div>' if not place else "<div></div>"
+        cells = [_cell(each, other, table["identities"][other] == who) for other in table["nearest"][at] if other >= 0]
         precision = table["average_precision"][at]
         told = f"AP {100 * precision:.0f} %" if precision >= 0 else "no match to find"
         rows.append(
@@ -114,21 +127,21 @@ def _query(name: str, found: Sequence[Found]) -> str:
     return f'<div class="found"><h3>{escape(name)}</h3><div class="scroll">{"".join(rows)}</div></div>'
 
 
-def _cell(path: str, is_right: bool) -> str:
+def _cell(found: Found, number: int, is_right: bool) -> str:
     word = "right" if is_right else "wrong"
     mark = "✓" if is_right else "✗"
-    return f'<div class="cell {word}">{_image(path, word)}{mark}</div>'
+    return f'<div class="cell {word}">{found.image(number, word)}{mark}</div>'
 
 
-def _image(path: str, what: str) -> str:
+def _image(path: Path, what: str) -> str:
     """The image itself, within the page."""
     try:
         with Image.open(path) as file:
             small = file.convert("RGB")
             small.thumbnail(THUMB)
     except (OSError, SyntaxError, ValueError):
-        return f'<div class="gone">{escape(Path(path).name)} is gone</div>'
+        return f'<div class="gone">{escape(path.name)} is gone</div>'
     data = io.BytesIO()
     small.save(data, "JPEG", quality=88)
     text = base64.b64encode(data.getvalue()).decode()
-    return f'<img alt="{what}: {escape(Path(path).name)}" src="data:image/jpeg;base64,{text}">'
+    return f'<img alt="{what}: {escape(path.name)}" src="data:image/jpeg;base64,{text}">'

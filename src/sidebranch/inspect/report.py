@@ -32,7 +32,7 @@ CMC_CAPTION = "By main's features, a line a seed."
 GALLERY = (
     "The gallery images nearest to some queries by main's features, the nearest first: a solid frame and ✓ is the same "
     "person, a dashed frame and ✗ another. Images of that person by the query's own camera are left out, as they are "
-    "in the numbers. AP is the query's average precision. Each row is the first seed of its kind."
+    "in the numbers. AP is the query's average precision. Each row is the first finished seed of its kind."
 )
 
 STYLE = """
@@ -53,24 +53,28 @@ code { background: #f4f4f4; padding: .1em .3em; border-radius: 3px; overflow-wra
 """
 
 
-def write_report(records: Sequence[Record], path: Path, title: str = "Runs", queries: Sequence[str] = ()) -> None:
+def write_report(
+    records: Sequence[Record], path: Path, title: str = "Runs", queries: Sequence[str] = (), data_root: str = ""
+) -> None:
     """Writes the page; it needs nothing beside it, and no network.
 
     Args:
         records: the runs.
         path: of the file.
         title: of the page.
-        queries: file names of the re-identification queries to show; if none, a few.
+        queries: files of the re-identification queries to show; if none, a few.
+        data_root: where the images of re-identification lie, if they have moved.
     """
     if not records:
         raise UserError("a report needs at least one run")
-    write_text(path, page(records, title, queries))
+    write_text(path, page(records, title, queries, data_root))
 
 
-def page(records: Sequence[Record], title: str, queries: Sequence[str] = ()) -> str:
+def page(records: Sequence[Record], title: str, queries: Sequence[str] = (), data_root: str = "") -> str:
     """The page's HTML."""
     measure = records[0].measure
     finds = measure == MEAN_AP
+    nearest = gallery(records, queries, data_root) if finds else ""
     if queries and not finds:
         raise UserError("--queries are of re-identification; these runs classify")
     curves = {kind: _cmc(group) for kind, group in by_kind(records).items()} if finds else {}
@@ -90,7 +94,7 @@ def page(records: Sequence[Record], title: str, queries: Sequence[str] = ()) -> 
         _figure(final_errors(records), MEAN_AP_CAPTION if finds else ERROR_CAPTION),
         *([_figure(cmc_curves(curves), CMC_CAPTION)] if any(curves.values()) else []),
         "</div>",
-        *([f"<h2>Nearest images</h2><p>{GALLERY}</p>", gallery(records, queries)] if any(curves.values()) else []),
+        *([f"<h2>Nearest images</h2><p>{GALLERY}</p>", nearest] if nearest else []),
         "<h2>Runs</h2>",
         _run_table(records),
         "</body></html>",

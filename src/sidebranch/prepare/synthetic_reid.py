@@ -101,6 +101,16 @@ def write_synthetic_reid(
     folders = ("bounding_box_train", "query", "bounding_box_test")
     if any((root / each).exists() for each in folders):
         raise UserError(f"'{root}' holds a re-identification set already; give another folder")
+    try:
+        return _written(root, folders, identities, seed, done)
+    except OSError as error:
+        raise UserError(f"cannot write to '{root}' ({error.strerror})") from error
+
+
+def _written(
+    root: Path, folders: tuple[str, ...], identities: int, seed: int, done: Callable[[int, int], object]
+) -> dict[str, int]:
+    """Folder to number of images; nothing stands there before all are drawn."""
     files = {folder: _files(folder, identities, seed) for folder in folders}
     unfinished = root / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)

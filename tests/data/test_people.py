@@ -59,8 +59,10 @@ def test_what_is_counted_and_left_out_is_said(tmp_path):
 
 
 def test_distractors_and_junk_are_nobody_to_train_on(tmp_path):
-    more = [*MARKET["bounding_box_train"], "0000_c1s1_000001_00.jpg", "-1_c1s1_000001_00.jpg"]
-    found = reid(laid_out(tmp_path, {**MARKET, "bounding_box_train": more}))
+    nobody = ["0000_c1s1_000001_00.jpg", "-1_c1s1_000001_00.jpg"]
+    more = {name: [*MARKET[name], *nobody] for name in ("bounding_box_train", "query")}
+    found = reid(laid_out(tmp_path, {**MARKET, **more}))
+    assert found.queries == 2
     assert found.train.classes == ("2", "7")
     assert "3 images of 2 identities, 3 cameras, 1 distractors left out, 1 junk left out" in found.notes[0]
 
@@ -197,6 +199,9 @@ def test_an_interrupted_drawing_starts_anew_and_a_finished_one_is_kept(tmp_path,
         write_synthetic_reid(tmp_path, 4)
     with pytest.raises(UserError, match="from 4 to 9998"):
         write_synthetic_reid(tmp_path / "more", 3)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to '.*file'"):
+        write_synthetic_reid(tmp_path / "file", 4)
 
 
 def test_people_differ_by_their_clothes_and_cameras_by_their_light():
