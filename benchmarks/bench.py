@@ -376,7 +376,7 @@ def feature_ranking_row(device_type: str) -> dict[str, Any]:
             ranker(distances, start)
             start += len(distances)
 
-    taken = [seconds(once, device) for _ in range(4)][1:]
+    taken = [seconds(once, device) for _ in range(8)][1:]
     peak = peak_mib(once, device) / 1024
     return {"features": FEATURES, "ours_ms": quartiles(taken), "peak_gib": round(peak, 2)}
 
@@ -432,7 +432,8 @@ def main() -> None:
     path = options.output or Path("results/bench") / f"{device.type}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = json.loads(path.read_text()) if options.only and path.exists() else {}
-    found |= {"environment": environment(device), "ceilings": ceilings(device)}
+    if not found or "steps" in options.only:
+        found |= {"environment": environment(device), "ceilings": ceilings(device)}
 
     def keep(name: str, value: Any) -> None:
         found[name] = value
@@ -446,7 +447,10 @@ def main() -> None:
     if not options.only or "ranking" in options.only:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             features = pool.apply(feature_ranking_row, (device.type,))
-        keep("ranking", {"distances": ranking_row(options.seconds), "features": features})
+        keep(
+            "ranking",
+            {"distances": ranking_row(options.seconds), "features": features, "environment": environment(device)},
+        )
         print("ranking", found["ranking"], flush=True)
     if not options.only or "data" in options.only:
         keep("data", data_rows(device, options.seconds))

@@ -239,7 +239,7 @@ class EvalConfig:
 
     metric: Metric = "cosine"
     flip: bool = False
-    chunk: int = 128
+    chunk: int = 256
 
 
 @dataclass(frozen=True)
