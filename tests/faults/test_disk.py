@@ -9,6 +9,7 @@ from thirds import a_third
 from sidebranch.engine import RunFolder
 
 TRIALS = 18
+pytestmark = pytest.mark.xdist_group("nursery")
 
 
 @pytest.mark.parametrize("trial", a_third(range(TRIALS)))

@@ -32,6 +32,7 @@ KINDS = ("digits", "photos", "workers")
 TRIALS = 45
 GENTLE = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 128 + signal.SIGUSR1}
 TIMES = ("seconds", "images_per_second")
+pytestmark = pytest.mark.xdist_group("nursery")  # one process that keeps it
 
 
 class Nursery:
