@@ -37,7 +37,7 @@ def people(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(people):
     """Two epochs on four people, 64x32."""
     base = recipe.load(recipe.find("market1501/mobilenet"))
@@ -45,20 +45,13 @@ def config(people):
         base,
         data=replace(base.data, root=str(people), batch_size=16, image_size=64, image_width=32, resize=72, workers=0),
         optim=replace(base.optim, epochs=2, milestones=(1,)),
-        runtime=replace(base.runtime, accelerator="cpu", precision="32-true", channels_last="no", log_every=1),
+        runtime=replace(base.runtime, accelerator="cpu", precision="32-true", channels_last="no"),
     )
 
 
 @pytest.fixture(scope="module")
-def finished(people, tmp_path_factory):
+def finished(config, tmp_path_factory):
     """A baseline and a DHM run."""
-    text = recipe.load(recipe.find("market1501/mobilenet"))
-    config = replace(
-        text,
-        data=replace(text.data, root=str(people), batch_size=16, image_size=64, image_width=32, resize=72, workers=0),
-        optim=replace(text.optim, epochs=2, milestones=(1,)),
-        runtime=replace(text.runtime, accelerator="cpu", precision="32-true", channels_last="no"),
-    )
     root = tmp_path_factory.mktemp("runs")
     for method in ("baseline", "dhm"):
         train(replace(config, method=method), RunFolder(root / method), reporter=Silent())
@@ -156,7 +149,13 @@ def test_the_nearest_images_are_kept_in_order_without_the_querys_own_camera(conf
     inputs = read_inputs(config.data, 0)
     net, known = network(replace(config, method="baseline")), inputs.reid
     found = retrieve(
-        net, ("main",), inputs.val_loader(torch.device("cpu")), torch.device("cpu"), people=known, config=EvalConfig()
+        net,
+        ("main",),
+        inputs.val_loader(torch.device("cpu")),
+        torch.device("cpu"),
+        people=known,
+        config=EvalConfig(),
+        near=10,
     )
     for query, nearest in zip(found.queries.tolist(), found.nearest.tolist(), strict=True):
         for other in nearest:
@@ -166,33 +165,22 @@ def test_the_nearest_images_are_kept_in_order_without_the_querys_own_camera(conf
     assert found.values["main"]["rank1"] == pytest.approx(100 * float(right.double().mean()))
 
 
-def test_several_processes_find_what_one_does(config):
+@pytest.mark.parametrize(("mine", "other"), [(Shard(0, 2), Shard(1, 2)), (Shard(10_000, 10_001), Shard())])
+def test_several_processes_find_what_one_does(config, mine, other):
+    """The second case: this process has no image."""
     inputs = read_inputs(config.data, 0)
     net, device = network(replace(config, method="dhm")), torch.device("cpu")
     judged = {"people": inputs.reid, "config": EvalConfig()}
     whole = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
-    loaders = [inputs.val_loader(device, Shard(rank, 2)) for rank in (0, 1)]
-    others = retrieval._features(net, net.names, loaders[1], device, len(inputs.reid.test), False)
+    theirs = inputs.val_loader(device, other)
+    others = retrieval._features(net, net.names, theirs, device, len(inputs.reid.test), False)
     widths = torch.tensor([1, *(others[name].shape[1] for name in net.names)])
     waiting = iter([widths, *(others[name] for name in ("", *net.names))])
-    shared = retrieve(net, net.names, loaders[0], device, lambda table: table + next(waiting), **judged)
+    loader = inputs.val_loader(device, mine)
+    shared = retrieve(net, net.names, loader, device, lambda table: table + next(waiting), **judged)
     for name, values in whole.values.items():
         assert shared.values[name] == pytest.approx(values)
     assert torch.equal(shared.queries, whole.queries)
-
-
-def test_a_process_without_an_image_takes_part_all_the_same(config):
-    inputs = read_inputs(config.data, 0)
-    net, device = network(replace(config, method="dhm")), torch.device("cpu")
-    judged = {"people": inputs.reid, "config": EvalConfig()}
-    whole = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
-    others = retrieval._features(net, net.names, inputs.val_loader(device), device, len(inputs.reid.test), False)
-    widths = torch.tensor([1, *(others[name].shape[1] for name in net.names)])
-    waiting = iter([widths, *(others[name] for name in ("", *net.names))])
-    nothing = inputs.val_loader(device, Shard(10_000, 10_001))
-    assert (
-        retrieve(net, net.names, nothing, device, lambda table: table + next(waiting), **judged).values == whole.values
-    )
 
 
 def test_a_neck_is_folded_into_the_classifier_that_ships(config):
@@ -306,8 +294,8 @@ def test_a_network_without_such_a_stride_is_refused(name, complaint):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"data": {"instances": 5}}, "data.batch_size is 16; with data.instances 5 on 1 devices it must be a multiple"),
-        ({"data": {"batch_size": 1}, "model": {"bnneck": True}}, "needs two images a device and piece, so at least 2"),
+        ({"data": {"instances": 5}}, "data.batch_size is 16; with data.instances 5 it must be a multiple of that"),
+        ({"data": {"batch_size": 1}, "model": {"bnneck": True}}, "model.bnneck needs at least 2"),
         ({"objective": {"triplet": 1.0}}, "objective.triplet needs data.instances of at least 2"),
         ({"data": {"policy": "randaugment"}}, "data.policy"),
         ({"data": {"backend": "dali"}}, "takes data.backend draft"),
@@ -387,7 +375,7 @@ def test_equal_distances_are_shown_as_they_are_ranked(config):
     net, known = network(replace(config, method="baseline")), inputs.reid
     nn.init.zeros_(net.backbone.conv.weight)
     device = torch.device("cpu")
-    judged = {"people": known, "config": EvalConfig("euclidean")}
+    judged = {"people": known, "config": EvalConfig("euclidean"), "near": 10}
     found = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
     gallery = range(known.queries, len(known.test))
     for query, shown in zip(found.queries.tolist(), found.nearest.tolist(), strict=True):

@@ -174,6 +174,24 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     return mixed * (1 - smoothing) + smoothing / num_classes
 
 
+def try_out(net: BranchedModel, shape: Sequence[int], device: torch.device, name: str) -> None:
+    """Shows that the network takes the images, and every branch its features, before training starts.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        with torch.no_grad():
+            for turn in range(max(map(len, net.places.values()), default=1)):
+                roots = {branch: at[min(turn, len(at) - 1)] for branch, at in net.places.items()}
+                net.eval()(torch.zeros(2, *shape, device=device), roots=roots)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        size = "x".join(map(str, shape))
+        raise UserError(f"{name} does not take images of {size}: {reason(error)}") from error
+
+
 def with_synced_batchnorm(net: BranchedModel) -> BranchedModel:
     """The same network, whose batch norms take their statistics over all processes; CUDA devices only."""
     net.release()

@@ -136,17 +136,12 @@ def _check_reid(config: Config) -> None:
         raise UserError("data.name reid takes data.backend draft and no data.eval_size: its images are small")
     if runtime.strategy == "fsdp":
         raise UserError("runtime.strategy fsdp is not for data.name reid; take ddp")
-    processes = runtime.devices * runtime.num_nodes
-    if data.instances and data.batch_size % (data.instances * processes):
+    if data.instances and data.batch_size % data.instances:
         raise UserError(
-            f"data.batch_size is {data.batch_size}; with data.instances {data.instances} on {processes} devices it "
-            f"must be a multiple of {data.instances * processes}"
+            f"data.batch_size is {data.batch_size}; with data.instances {data.instances} it must be a multiple of that"
         )
-    if config.model.bnneck and data.batch_size < 2 * config.optim.accumulate * processes:
-        raise UserError(
-            f"data.batch_size is {data.batch_size}; model.bnneck needs two images a device and piece, "
-            f"so at least {2 * config.optim.accumulate * processes}"
-        )
+    if config.model.bnneck and data.batch_size < 2:
+        raise UserError("data.batch_size is 1; model.bnneck needs at least 2")
     mixes = data.mixup or data.cutmix or config.optim.accumulate > 1
     if objective.triplet and (data.instances < 2 or mixes):
         raise UserError(

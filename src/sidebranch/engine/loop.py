@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sidebranch.data import Shard
 from sidebranch.engine import build, checkpoint, recipe
 from sidebranch.engine.check import check
-from sidebranch.engine.config import Config, as_dict, differences
+from sidebranch.engine.config import Config, as_dict
 from sidebranch.engine.evaluate import columns_of, evaluate
 from sidebranch.engine.features import shipped
 from sidebranch.engine.files import Behind
@@ -36,14 +36,14 @@ from sidebranch.engine.memory import checkpoint_stages
 from sidebranch.engine.processes import (
     among_processes,
     gathered,
-    is_main_process,
     largest,
     launch,
     share_buffers,
     summed,
 )
 from sidebranch.engine.progress import Reporter, Silent
-from sidebranch.engine.retrieval import as_table, notes_on, retrieval_columns, retrieve
+from sidebranch.engine.resume import state_to_resume
+from sidebranch.engine.retrieval import NEAREST, as_table, notes_on, retrieval_columns, retrieve
 from sidebranch.engine.run_folder import RunFolder
 from sidebranch.engine.said import Events, checkpoint_bytes, parameters, summary
 from sidebranch.engine.schedule import learning_rate
@@ -51,7 +51,7 @@ from sidebranch.engine.sharding import apart, groups, norms, spread
 from sidebranch.engine.signals import Interrupted, collected
 from sidebranch.engine.step import Moment, TrainStep
 from sidebranch.engine.weights import write_backbone
-from sidebranch.errors import UserError, reason
+from sidebranch.errors import UserError
 
 Row = dict[str, float]
 WAITING = 0.3  # share of an epoch
@@ -74,41 +74,12 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
     reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
     with among_processes(fabric.world_size):
         with fabric.rank_zero_first():  # it mends the folder
-            state = _state_to_resume(config, folder, reporter) if resume else None
+            state = state_to_resume(config, folder, reporter) if resume else None
         run = _Run(config, folder, fabric, reporter)
         if state is not None:
             run.restore(state)
         with collected() as signals, kernels(config.runtime.deterministic), closing(run):
             return run.train(signals, resume)
-
-
-def is_of(folder: RunFolder, config: Config) -> bool:
-    """Whether the run in a folder is of this config."""
-    try:
-        return not differences(as_dict(recipe.load(folder.config)), as_dict(config))
-    except UserError:
-        return False
-
-
-def _state_to_resume(config: Config, folder: RunFolder, reporter: Reporter) -> dict[str, Any] | None:
-    """The last checkpoint, or the one before if that is damaged; None for a run that was stopped before its first."""
-    if not folder.last.exists() and folder.previous.exists() and is_main_process():
-        folder.fall_back()
-    if folder.config.is_file() and not folder.last.exists():
-        return None
-    try:
-        state = checkpoint.load(folder.last)
-    except UserError as error:
-        if not folder.previous.is_file():
-            raise
-        state = checkpoint.load(folder.previous)
-        reporter.say(f"{error}; going on from the one before")
-        if is_main_process():
-            folder.fall_back()
-    changed = differences(state["config"], as_dict(config))
-    if changed:
-        raise UserError(f"cannot resume '{folder.root}' under another config: {'; '.join(changed)}")
-    return state
 
 
 class _Run:
@@ -145,9 +116,8 @@ class _Run:
                 raise UserError(f"runtime.sync_batchnorm needs CUDA devices, this is {self.device.type}")
             self.inner = build.with_synced_batchnorm(self.inner)
         self.inner.to(self.device)
-        self._try_out(inputs.shape)
-        if inputs.eval_shape != inputs.shape:
-            self._try_out(inputs.eval_shape)
+        for shape in dict.fromkeys((inputs.shape, inputs.eval_shape)):
+            build.try_out(self.inner, shape, self.device, config.model.name)
         decay = config.optim.ema
         self.ema = ModelEmaV3(self.inner, decay=decay, use_warmup=True) if decay else None
         if config.runtime.checkpoint_activations:
@@ -235,7 +205,9 @@ class _Run:
     def train(self, signals: list[int], resume: bool) -> list[Row]:
         if self.fabric.is_global_zero:
             self.folder.claim(resume)
-            with self.folder.occupied():
+            with self.folder.occupied() as is_sure:
+                if not is_sure:
+                    self.reporter.say("this file system has no locks: a second run in the folder would go unnoticed")
                 try:
                     with among_processes(self.fabric.world_size):
                         return self._train(signals)
@@ -301,19 +273,6 @@ class _Run:
             self.folder.write_metrics(self.rows)
             if self.step == 0 and self.best["epoch"] == self.epoch:
                 self.folder.keep_best()
-
-    def _try_out(self, shape: tuple[int, ...]) -> None:
-        """Shows that the network takes the images, and every branch its features, before training starts."""
-        try:
-            with torch.no_grad():
-                for turn in range(max(map(len, self.inner.places.values()), default=1)):
-                    roots = {name: at[min(turn, len(at) - 1)] for name, at in self.inner.places.items()}
-                    self.inner.eval()(torch.zeros(2, *shape, device=self.device), roots=roots)
-        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-            if isinstance(error, UserError):
-                raise
-            size = "x".join(map(str, shape))
-            raise UserError(f"{self.config.model.name} does not take images of {size}: {reason(error)}") from error
 
     def close(self) -> None:
         self.reporter.close()
@@ -446,8 +405,10 @@ class _Run:
         with self.fabric.autocast():
             if self.reid is None:
                 return evaluate(*common, self.blank)
-            found = retrieve(*common, people=self.reid, config=self.config.eval)
-        if self.epoch + 1 == self.config.optim.epochs and self.fabric.is_global_zero:
+            is_last = self.epoch + 1 == self.config.optim.epochs
+            near = NEAREST if is_last else 0
+            found = retrieve(*common, people=self.reid, config=self.config.eval, near=near)
+        if is_last and self.fabric.is_global_zero:
             self.folder.write_rankings(as_table(found, self.reid, self.config.data.root, self.config.eval))
         return found.values
 

@@ -26,8 +26,6 @@ RANKS = (1, 5, 10, 20)
 CURVE = 50  # ranks of a CMC curve
 NEAREST = 10  # gallery images kept for each query
 
-Extract = Callable[[nn.Module, Loader], tuple[dict[str, Tensor], Tensor]]
-
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
@@ -35,7 +33,7 @@ class Retrieval:
 
     Attributes:
         rankings: of every column: the classifiers, and `concat`, all their features together.
-        nearest: [q, up to 10], numbers in the test split of the gallery images nearest to each query by main's
+        nearest: [q, up to `near`], numbers in the test split of the gallery images nearest to each query by main's
             features, without those of the same person by the same camera; -1 where there are no more.
         queries: [q], numbers of the queries in the test split: those that could be read.
     """
@@ -68,6 +66,7 @@ def retrieve(
     *,
     people: ReIDSet,
     config: EvalConfig,
+    near: int = 0,
 ) -> Retrieval:
     """Ranks the gallery for every query, by each classifier's features and by their concatenation.
 
@@ -81,6 +80,7 @@ def retrieve(
         reduce: sums a tensor over the ranks.
         people: who is on the test images.
         config: how features are compared.
+        near: gallery images to keep for each query.
 
     Raises:
         UserError: no query or no gallery image could be read, or a feature is not finite.
@@ -101,8 +101,6 @@ def retrieve(
         raise UserError(f"no {'gallery image' if len(queries) else 'query'} could be read")
     who = People(people.identities.to(device), people.cameras.to(device))
     ranker = Ranker(who[queries], who[gallery])
-    if not ranker.without_match() < len(queries):
-        raise UserError("no query has a match in the gallery from another camera")
     with torch.autocast(device.type, enabled=False):  # nearly equal distances differ in their last bits
         tables = [(features[name][queries], features[name][gallery]) for name in names]
         parts: dict[str, list[Ranking]] = {name: [] for name in retrieval_columns(names)}
@@ -112,13 +110,17 @@ def retrieve(
                 parts[name].append(ranker(distances, start))
             if len(names) > 1:
                 parts["concat"].append(ranker(torch.stack(rows).mean(0), start))
-            alike = who.identities[queries[start : start + len(rows[0])], None] == who.identities[gallery]
-            alike &= who.cameras[queries[start : start + len(rows[0])], None] == who.cameras[gallery]
-            values, order = rows[0].masked_fill(alike, math.inf).sort(dim=1, stable=True)  # topk is not stable
-            nearest.append(torch.where(values.isinf(), -1, gallery[order])[:, :NEAREST])
+            if near:
+                asked = who[queries[start : start + len(rows[0])]]
+                alike = asked.identities[:, None] == who.identities[gallery]
+                alike &= asked.cameras[:, None] == who.cameras[gallery]
+                values, order = rows[0].masked_fill(alike, math.inf).sort(dim=1, stable=True)  # topk is not stable
+                nearest.append(torch.where(values.isinf(), -1, gallery[order])[:, :near])
             start += len(rows[0])
     joined = {name: Ranking.joined(each) for name, each in parts.items()}
-    return Retrieval(joined, torch.cat(nearest), queries)
+    if not joined["main"].matched.any():  # what could be read has none
+        raise UserError("no query has a match in the gallery from another camera")
+    return Retrieval(joined, torch.cat(nearest) if near else queries.new_empty(len(queries), 0), queries)
 
 
 @torch.no_grad()

@@ -170,21 +170,24 @@ class RunFolder:
         copy_file(self.previous, self.last)
 
     @contextmanager
-    def occupied(self) -> Iterator[None]:
+    def occupied(self) -> Iterator[bool]:
         """Keeps other processes from training in this folder, until this one goes on or dies.
+
+        Gives whether it can: not every file system has locks.
 
         Raises:
             UserError: another one does.
         """
         lock = FileLock(self.root / ".lock")
+        is_sure = True
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"another process is training in '{self.root}'; wait, or give another --output") from error
-        except (OSError, NotImplementedError):  # a file system without locks: two runs in one folder go unnoticed there
-            pass
+        except (OSError, NotImplementedError):
+            is_sure = False
         try:
-            yield
+            yield is_sure
         finally:
             lock.release()
 
