@@ -414,3 +414,18 @@ def test_a_resumed_run_keeps_the_facts_of_its_start(digits_config, folder):
 def test_a_moved_data_folder_does_not_stop_a_resume(digits_config, folder):
     train(changed(digits_config, optim={"epochs": 1}), folder)
     train(changed(digits_config, optim={"epochs": 1}, data={"root": "elsewhere", "workers": 1}), folder, resume=True)
+
+
+def test_a_file_system_without_locks_is_named_and_trained_on(digits_config, folder, monkeypatch):
+    said = []
+
+    class Listening(Silent):
+        def say(self, line):
+            said.append(line)
+
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("sidebranch.engine.run_folder.FileLock.acquire", refuse)
+    assert len(train(changed(digits_config, optim={"epochs": 1}), folder, reporter=Listening())) == 1
+    assert any("this file system has no locks" in line for line in said)
