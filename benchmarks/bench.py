@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py [--only PART ...] [--seconds 5] [--output results/bench/DEVICE.json]
 
-"Reference" is benchmarks/reference.py. "Ours" is what `sidebranch train` does by default on this hardware. The two take
+"Reference" is benchmarks/reference.py. "Ours" is what `sidebranch train` does by default on this resolve. The two take
 turns, step by step, so that a noisy machine disturbs both alike; ratios are medians of each turn's ratio.
 """
 
@@ -29,22 +29,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import sidebranch as sb
-from sidebranch.data import (
-    ArraySplit,
-    Augmentation,
-    DaliLoader,
-    DeviceLoader,
-    Files,
-    FolderLoader,
-    FolderTransform,
-    ImageSplit,
-    Normalisation,
-)
-from sidebranch.engine.config import EvalConfig, RuntimeConfig
-from sidebranch.engine.hardware import WORTH_COMPILING, compile_network, hardware
-from sidebranch.engine.meter import Finiteness, Meter
-from sidebranch.engine.run_folder import environment
+from sidebranch.config.schema import EvalConfig, RuntimeConfig
+from sidebranch.data.augmentation.batched import Augmentation, Normalisation
+from sidebranch.data.augmentation.crops import FolderTransform
+from sidebranch.data.loaders.dali import DaliLoader
+from sidebranch.data.loaders.encoded import EncodedLoader
+from sidebranch.data.loaders.in_memory import InMemoryLoader
+from sidebranch.data.sources.arrays import ArraySplit
+from sidebranch.data.sources.images import FileSource, ImageSplit
+from sidebranch.device import WORTH_COMPILING, compile_network, resolve
 from sidebranch.metrics import People, Ranker, distances_between, rank
+from sidebranch.metrics.meter import Meter
+from sidebranch.runs.folder import environment
+from sidebranch.train.finiteness import Finiteness
 
 METHODS = ("baseline", "dsl", "dhm")
 # Name to batch and side of the images.
@@ -67,12 +64,12 @@ FLAGS: dict[str, tuple[Callable[[], sb.BranchedModel], float, sb.Bernoulli | sb.
         sb.Bernoulli(0.5, "branch", "step"),
     ),
     "model.branches auto, branches.width 1": (lambda: grown(0.5), 1.0, sb.Fixed()),
-    "the same, branches.depth 0.4, branches.batch_fraction 0.5": (lambda: grown(0.4), 0.5, sb.Fixed()),
+    "the same, branches.keep 0.4, branches.batch_fraction 0.5": (lambda: grown(0.4), 0.5, sb.Fixed()),
 }
 
 
 class OurStep:
-    """As the engine does, with the choices that it makes for this hardware."""
+    """As the engine does, with the choices that it makes for this resolve."""
 
     def __init__(
         self,
@@ -82,7 +79,7 @@ class OurStep:
         share: float = 1.0,
         sampler: sb.Bernoulli | sb.Fixed = sb.Fixed(),
     ) -> None:
-        choices = hardware(RuntimeConfig(), device, steps=WORTH_COMPILING)
+        choices = resolve(RuntimeConfig(), device, steps=WORTH_COMPILING)
         self.layout = torch.channels_last if choices.channels_last else torch.contiguous_format
         self.net = net.to(device).to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
         compile_network(self.net, choices.compile)
@@ -115,10 +112,10 @@ def network(name: str, method: str, classes: int = 100) -> sb.BranchedModel:
     return sb.attach(backbone, [] if method == "baseline" else None)
 
 
-def grown(depth: float) -> sb.BranchedModel:
+def grown(keep: float) -> sb.BranchedModel:
     torch.manual_seed(0)
     backbone = timm.create_model("cifar_resnet32", num_classes=100)
-    return sb.attach(backbone, "auto", growth=sb.Growth(depth=depth, width=1.0))
+    return sb.attach(backbone, "auto", growth=sb.Growth(keep=keep, width=1.0))
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> float:
@@ -239,7 +236,7 @@ def data_rows(device: torch.device, budget: float) -> dict[str, Any]:
     pixels = torch.randint(0, 256, (12800, 3, 32, 32), dtype=torch.uint8)
     normalisation = Normalisation(reference.CIFAR_MEAN, reference.CIFAR_STD)
     split = ArraySplit(pixels, torch.randint(0, 100, (12800,)), tuple(map(str, range(100))), normalisation)
-    loader = DeviceLoader(split, 128, device=device, augmentation=Augmentation(4, "zeros", True))
+    loader = InMemoryLoader(split, 128, device=device, augmentation=Augmentation(4, "zeros", True))
     pictures = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in pixels[:128]]
     batches = loader.batches()
     threads = torch.get_num_threads()
@@ -320,11 +317,11 @@ def decode_rows(device: torch.device, budget: float) -> list[dict[str, Any]]:
             for path in paths:  # as much detail as in a photo
                 coarse = torch.randint(0, 256, (height // 4, width // 4, 3), dtype=torch.uint8)
                 Image.fromarray(coarse.numpy()).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
-            split = ImageSplit.whole(Files(paths), torch.zeros(16, dtype=torch.int64), ("one",))
+            split = ImageSplit.of(FileSource(paths), torch.zeros(16, dtype=torch.int64), ("one",))
             transform = FolderTransform()
             loaders = {
-                "torchvision": FolderLoader(split, transform, 16, device=device, training=True, exact=True),
-                "draft": FolderLoader(split, transform, 16, device=device, training=True),
+                "torchvision": EncodedLoader(split, transform, 16, device=device, training=True, exact=True),
+                "draft": EncodedLoader(split, transform, 16, device=device, training=True),
                 "dali": DaliLoader(split, transform, 16, device=device, training=True),
             }
             times = in_turns({name: partial(_an_epoch, each) for name, each in loaders.items()}, device, budget)
@@ -333,7 +330,7 @@ def decode_rows(device: torch.device, budget: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _an_epoch(loader: FolderLoader | DaliLoader) -> None:
+def _an_epoch(loader: EncodedLoader | DaliLoader) -> None:
     for _ in loader.batches():
         pass
 

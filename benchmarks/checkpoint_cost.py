@@ -16,9 +16,9 @@ import timm
 import torch
 
 import sidebranch as sb
-from sidebranch.engine import checkpoint
-from sidebranch.engine.config import RuntimeConfig
-from sidebranch.engine.files import Behind
+from sidebranch.config.schema import RuntimeConfig
+from sidebranch.runs import checkpoint
+from sidebranch.runs.atomic_files import BackgroundWriter
 
 RESULT = Path(__file__).parent.parent / "results" / "bench" / "checkpoint.json"
 
@@ -36,7 +36,7 @@ def main() -> None:
         return time.perf_counter() - started
 
     step()
-    saving = Behind()
+    saving = BackgroundWriter()
     copies, writes, alone, beside = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(3):

@@ -23,9 +23,9 @@ from torch import nn
 
 import sidebranch as sb
 from sidebranch.branches.trace import FAILURES
-from sidebranch.engine.run_folder import environment
 from sidebranch.errors import reason
-from sidebranch.inspect import anatomy
+from sidebranch.inspect.cost import anatomy
+from sidebranch.runs.folder import environment
 
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "results" / "coverage.json"
@@ -168,7 +168,7 @@ def _compiles(net: sb.BranchedModel, images: torch.Tensor) -> str:
 
 
 def _exact(backbone: nn.Module, forks: list[str], images: torch.Tensor) -> bool:
-    growth = sb.Growth(depth=1.0, width=1.0, init="copy")
+    growth = sb.Growth(keep=1.0, width=1.0, init="copy")
     copies = [each.branch for each in sb.grow(backbone, forks, growth=growth, input_size=images.shape[1:])]
     net = sb.BranchedModel(backbone, copies).eval()
     with torch.no_grad():

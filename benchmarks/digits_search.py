@@ -14,7 +14,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from sidebranch.engine import RunFolder, recipe, train
+from sidebranch.config import recipe
+from sidebranch.runs.folder import RunFolder
+from sidebranch.train.loop import train
 
 RATES = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05)
 EPOCHS = (40, 60)

@@ -19,8 +19,8 @@ import timm
 import torch
 
 import sidebranch as sb
-from sidebranch.engine.memory import checkpoint_stages
-from sidebranch.engine.run_folder import environment
+from sidebranch.runs.folder import environment
+from sidebranch.train.recompute import checkpoint_stages
 
 GIB = 1024**3
 

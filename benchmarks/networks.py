@@ -47,7 +47,7 @@ multiply-adds (MACs) are of one image at the given size. The last column is the 
 what the branches cost in arithmetic while training. What ships is main alone.
 
 Unpublished, and made by the three rules: the branches of ResNet-20, 44 and 56 (as ResNet-32's), and of the CIFAR
-MobileNet (as the re-ID MobileNet's). ResNet-18 has a third published branch: `sb.attach(model, depth=3)`.
+MobileNet (as the re-ID MobileNet's). ResNet-18 has a third published branch: `sb.attach(model, count=3)`.
 
 | network | K, input | branch: fork, stages | parameters: main / b1 / b2 | MACs: main / b1 / b2 | step's cost |
 |---|---|---|---|---|---|

@@ -20,7 +20,7 @@ import torch
 from lightning.fabric import Fabric
 
 import sidebranch as sb
-from sidebranch.engine.traffic import Traffic
+from sidebranch.distributed.unused_gradients import UnusedGradients
 
 RESULT = Path(__file__).parent.parent / "results" / "bench" / "scaling.json"
 MODEL, BATCH = "cifar_resnet32", 128
@@ -52,7 +52,7 @@ class Step:
         self.net = sb.attach(timm.create_model(model, num_classes=100), None if has_branches else [])
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network = fabric.setup_module(self.net)
-        self.traffic = Traffic()
+        self.traffic = UnusedGradients()
         self.traffic.attach(self.network._forward_module)
         self.optimizer = torch.optim.SGD(self.net.parameters(), 0.01, momentum=0.9)
         self.objective = sb.dhm() if has_branches else sb.baseline()

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sidebranch.engine import RunFolder
-from sidebranch.inspect import Record, label, read_record, summarise, verdict
+from sidebranch.inspect.record import Record, label, read_record, summarise
+from sidebranch.inspect.report import verdict
+from sidebranch.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- measured: benchmarks/tables.py writes from here -->", "<!-- to here -->"
@@ -25,7 +26,7 @@ def records(study: str) -> list[Record]:
 def errors_table(runs: list[Record]) -> str:
     summary = summarise(runs)
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
-    lines = [f"| {runs[0].measure.name}, % | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 2) + "|"]
+    lines = [f"| {runs[0].headline.name}, % | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 2) + "|"]
     for kind, errors in summary.items():
         cells = [str(errors.get(column, "")) for column in columns]
         lines.append(f"| {kind} | " + " | ".join(cells) + f" | {errors['main'].count} |")
@@ -86,7 +87,7 @@ def measured() -> str:
     loss, data, ceilings, memory = (bench[name] for name in ("loss", "data", "ceilings", "loss_memory"))
     return f"""`cifar100/resnet32-short`: ResNet-32, the first 10,000 training images of CIFAR-100, 40 epochs; errors
 after the last epoch on the 10,000 validation images; rows and configs in `results/cifar100-resnet32-short/`. "DHM,
-cheap" is `--model.branches auto --branches.width 1 --branches.depth 0.4 --branches.batch_fraction 0.5`.
+cheap" is `--model.branches auto --branches.width 1 --branches.keep 0.4 --branches.batch_fraction 0.5`.
 {verdict(plain)}
 
 {errors_table(short)}

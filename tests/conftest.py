@@ -7,10 +7,15 @@ from pathlib import Path
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from jaxtyping import install_import_hook
+import builtins
 
-CHECKED = ["objective", "sampling", "seeding", "data.augment", "data.corruption", "metrics"]
-install_import_hook([f"sidebranch.{room}" for room in CHECKED], "typechecker.check")
+import jaxtyping
+
+CHECKED = ["core.objective", "core.sampling", "seeding", "data.augmentation.batched", "data.corruption", "metrics"]
+jaxtyping.install_import_hook([f"sidebranch.{room}" for room in CHECKED], "typechecker.check")
+# The package imports these names for type checkers only; beartype looks them up when it reads the annotations.
+for name in ("Bool", "Float", "Int", "Int32", "UInt8"):
+    setattr(builtins, name, getattr(jaxtyping, name))
 
 import pytest
 import torch
@@ -18,8 +23,8 @@ from PIL import Image
 from torch import nn
 
 import sidebranch as sb
-from sidebranch.engine import recipe
-from sidebranch.engine.config import Config
+from sidebranch.config import recipe
+from sidebranch.config.schema import Config
 
 
 @pytest.fixture(autouse=True)

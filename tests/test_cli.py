@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import sidebranch as sb
 from sidebranch.cli import main
-from sidebranch.engine import recipe
+from sidebranch.config import recipe
 from sidebranch.zoo.reference import reference_name
 
 QUICK = ["--optim.epochs", "2", "--data.limit", "160", "--data.batch_size", "64", "--runtime.accelerator", "cpu"]
@@ -57,7 +57,7 @@ def test_a_config_repeats_its_run_and_never_overwrites_it(capsys):
     assert rows[0] == rows[1] == rows[2]
     status, _, err = run(capsys, "train", "digits/demo", "--output", "runs/digits-demo-dhm-seed0")
     assert status == 2
-    assert "holds a run already; add --resume" in err
+    assert "has a run already; add --resume" in err
 
 
 def test_resume_finds_the_run_by_recipe_or_by_folder(capsys):
@@ -69,7 +69,7 @@ def test_resume_finds_the_run_by_recipe_or_by_folder(capsys):
         assert "run folder: runs/digits-demo-dhm-seed0\n" in out
     status, _, err = run(capsys, "train", "digits/demo", *QUICK, "--optim.lr", "0.5", "--resume")
     assert status == 2
-    assert "under another config: optim.lr" in err
+    assert "with another config: optim.lr" in err
     status, _, err = run(capsys, "train", "digits/demo", "--seed", "7", "--resume")
     assert status == 2
     assert "no checkpoint 'runs/digits-demo-dhm-seed7/checkpoints/last.ckpt'" in err
@@ -79,12 +79,12 @@ def test_an_unfinished_run_is_pointed_out_and_found_by_resume(capsys):
     run(capsys, "train", "digits/demo", *QUICK)
     Path("runs/digits-demo-dhm-seed0/model.safetensors").unlink()
     _, out, _ = run(capsys, "train", "digits/demo", *QUICK)
-    assert "'runs/digits-demo-dhm-seed0' holds an unfinished run of this config: --resume" in out
+    assert "'runs/digits-demo-dhm-seed0' has an unfinished run of this config: --resume" in out
     assert "run folder: runs/digits-demo-dhm-seed0-2\n" in out
     status, out, _ = run(capsys, "train", "digits/demo", *QUICK, "--resume")
     assert status == 0
     assert "run folder: runs/digits-demo-dhm-seed0\n" in out
-    assert "finished already" in out
+    assert "already finished" in out
 
 
 def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
@@ -98,7 +98,7 @@ def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
                 break
         message = process.communicate()[1]
     assert process.returncode == 128 + signal.SIGINT
-    assert re.fullmatch(r"sidebranch: stopped at .*epoch \d+.*; everything is saved; add --resume to go on\n", message)
+    assert re.fullmatch(r"sidebranch: stopped at .*epoch \d+.*; everything is saved; add --resume to resume\n", message)
     assert Path("run/checkpoints/last.ckpt").exists()
 
 
@@ -112,7 +112,7 @@ def test_replicas_are_the_same_runs_as_alone(capfd):
     capfd.readouterr()
     assert main([*command, "--runtime.replicas", "2", "--output", "both", "--seed", "3", "--resume"]) == 0
     out = capfd.readouterr().out
-    assert all(f"{seed} | finished already" in out for seed in (3, 4))
+    assert all(f"{seed} | already finished" in out for seed in (3, 4))
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -128,7 +128,7 @@ def test_demo_prints_the_table_and_writes_the_page(capsys, monkeypatch):
     for _ in range(2):
         status, out, _ = run(capsys, "demo", "--seeds", "2", "--output", "out")
         assert status == 0
-        assert re.search(r"main \(what ships\) +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ± [\d.]+ │", out)
+        assert re.search(r"main \(shipped\) +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ± [\d.]+ │", out)
         assert re.search(r"parameters shipped +│ +269,434 │ +269,434 │", out)
         assert max(map(len, out.splitlines())) <= 80
     assert "<svg" in Path("out/report.html").read_text()
@@ -144,20 +144,37 @@ def test_recipes_lists_them_and_each_is_sound(capsys):
 
 
 def test_print_config_is_the_recipe_with_the_flags(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "cifar100/resnet32-short", "--optim.lr", "0.07", "--print-config"])
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert "lr: 0.07" in out
-    assert "limit: 10000" in out
+    words = ["train", "cifar100/resnet32-short", "--optim.lr", "0.07", "--print-config"]
+    status, short, _ = run(capsys, *words)
+    assert status == 0
+    assert "lr: 0.07" in short
+    assert "limit: 10000" in short
+    assert "momentum" not in short
+    status, full, _ = run(capsys, *words, "--full")
+    assert "momentum: 0.9" in full
+    configs = []
+    for text in (short, full):
+        Path("printed.yaml").write_text(text)
+        configs.append(recipe.load(Path("printed.yaml")))
+    assert configs[0] == configs[1]
 
 
 @pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["eval"], ["export"], ["recipes"], ["report"], ["branches"]])
 def test_help(capsys, verb):
-    with pytest.raises(SystemExit) as stop:
-        main([*verb, "--help"])
-    assert stop.value.code == 0
+    try:
+        status = main([*verb, "--help"])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 0
     assert "usage: sidebranch" in capsys.readouterr().out
+
+
+def test_help_of_a_recipe_shows_its_values(capsys):
+    with_recipe, without = (run(capsys, "train", *words, "--help")[1] for words in (["cifar100/wrn28-10"], []))
+    assert re.search(
+        r"--optim.epochs EPOCHS\s+passes over .*\(type: int, default: 200\)", " ".join(with_recipe.split())
+    )
+    assert "default: 40)" in without
 
 
 @pytest.mark.parametrize(
@@ -189,16 +206,16 @@ def test_help(capsys, verb):
         (["report", "nowhere"], "'nowhere' is no run folder"),
         (["branches", "resnet5"], "no model 'resnet5'; did you mean"),
         (["branches", "resnet18", "--at", "layer9"], "no fork at 'layer9'.*did you mean 'layer"),
-        (["branches", "resnet18", "--depth", "2"], "depth is 2.0; it must be a share"),
+        (["branches", "resnet18", "--keep", "2"], "keep 2.0 of the blocks; it must be a share"),
         (["branches", "resnet18", "--input-size", "3", "0", "32"], "must be at least 1"),
         (["branches", "tnt_s_patch16_224"], "TNT has no 2 forks"),
         (["branches", "vgg11", "--kind", "paper"], "no side branches were published for VGG"),
-        (["train", "digits/demo", "--branches.width", "99"], "width is 99"),
+        (["train", "digits/demo", "--branches.width", "99"], "branches.width is 99"),
         (
             ["train", "digits/demo", "--branches.at", "[layer1]", "--model.branches", "paper"],
-            "go with model.branches auto",
+            "need model.branches auto",
         ),
-        (["train", "digits/demo", "--sampling.roots", "{b1: [1.0]}"], "go with branches.roots stage"),
+        (["train", "digits/demo", "--sampling.roots", "{b1: [1.0]}"], "need branches.roots stage"),
         (["train", "digits/demo", "--optim.new_layers_epochs", "999"], "new_layers_epochs is 999"),
         (
             ["train", "digits/demo", "--runtime.compile", "cuda_graphs", "--runtime.accelerator", "cpu"],

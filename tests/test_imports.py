@@ -1,99 +1,162 @@
-"""Imports point one way: a file imports only from rooms above its own in this table, or from its own."""
+"""Imports point one way: a file imports only from rooms above its own in docs/design.md, or from its own."""
 
 import ast
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
 import sidebranch
+from rooms import ALLOWED, ROOT, room_of, rooms_of, table
 
-ROOT = Path(sidebranch.__file__).parent
-GROUND = {"errors", "seeding"}
-MODEL = GROUND | {"loss", "objective", "sampling", "model"}
-LIBRARY = MODEL | {"branches", "zoo", "attach"}
-ENGINE = LIBRARY | {"data", "metrics", "engine"}
-
-# Room to the rooms it may import; docs/design.md says what lives in each.
-ALLOWED = {
-    "errors": set(),
-    "seeding": set(),
-    "loss": GROUND,
-    "objective": GROUND | {"loss"},
-    "sampling": GROUND,
-    "model": GROUND | {"objective", "sampling"},
-    "branches": MODEL,
-    "zoo": MODEL | {"branches"},
-    "attach": MODEL | {"branches", "zoo"},
-    "data": GROUND,
-    "metrics": GROUND,
-    "engine": LIBRARY | {"data", "metrics"},
-    "deploy": ENGINE,
-    "inspect": ENGINE,
-    "study": ENGINE,
-    "prepare": GROUND | {"data"},
-    "cli": ENGINE | {"deploy", "inspect", "prepare", "study"},
-    "__init__": LIBRARY,
-    "__main__": {"cli"},
-}
-# The core works in anyone's loop with torch alone (jaxtyping is annotation).
-TORCH_ONLY = {"errors", "seeding", "loss", "objective", "sampling", "model", "branches", "metrics"}
-STANDARD = {
-    "__future__",
-    "collections",
-    "contextlib",
-    "copy",
-    "dataclasses",
-    "difflib",
-    "functools",
-    "itertools",
-    "hashlib",
-    "math",
-    "operator",
-    "typing",
-    "torch",
-}
+FILES = sorted(ROOT.rglob("*.py"))
 
 
-def imports_of(source: str, package: str) -> set[str]:
-    """The absolute names that a file imports; `from a import b` counts as a.b."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parent = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parent, *([node.module] if node.module else [])])
-            names |= {f"{base}.{alias.name}" for alias in node.names}
-    return names
-
-
-def rooms_of(names: set[str]) -> set[str]:
-    """The sidebranch rooms among imported names."""
-    return {parts[1] for name in names if (parts := name.split("."))[0] == "sidebranch" and len(parts) > 1}
-
-
-def files():
-    for path in sorted(ROOT.rglob("*.py")):
-        relative = path.relative_to(ROOT)
-        yield pytest.param(path, relative.parts[0].removesuffix(".py"), id=str(relative))
-
-
-@pytest.mark.parametrize(("path", "room"), list(files()))
-def test_imports_point_one_way(path, room):
-    package = ".".join(["sidebranch", *path.relative_to(ROOT).parts[:-1]])
-    wrong = rooms_of(imports_of(path.read_text(), package)) - ALLOWED[room] - {room}
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_imports_point_one_way(path):
+    room = room_of(path)
+    wrong = rooms_of(path) - set(ALLOWED[room]) - {room}
     assert not wrong, f"{path.relative_to(ROOT)} may not import {sorted(wrong)}"
 
 
-@pytest.mark.parametrize(("path", "room"), list(files()))
-def test_the_core_needs_torch_alone(path, room):
-    if room in TORCH_ONLY:
-        outside = {name.split(".")[0] for name in imports_of(path.read_text(), "sidebranch")}
-        sorts = {"numpy"} if room == "metrics" else set()  # ten times as fast as torch does on a CPU
-        assert outside <= STANDARD | sorts | {"jaxtyping", "sidebranch"}
+def test_the_table_has_only_rooms_above():
+    names = list(ALLOWED)
+    for place, name in enumerate(names):
+        assert set(ALLOWED[name]) <= set(names[:place]), name
 
 
 def test_an_upward_import_would_be_seen():
-    for source in ("from sidebranch.engine import train", "from ..engine import x", "import sidebranch.engine.loop"):
-        assert rooms_of(imports_of(source, "sidebranch.data")) == {"engine"}
-    assert rooms_of(imports_of("from sidebranch import engine", "sidebranch.data")) == {"engine"}
+    for source in ("from sidebranch.train import x", "from ..train import x", "import sidebranch.train.loop"):
+        path = ROOT / "data" / "not_there.py"
+        assert rooms_of(path, source) == {"train"}
+    assert rooms_of(path, "from sidebranch import train") == {"train"}
+
+
+def test_the_design_shows_the_table():
+    assert table() in (ROOT.parent.parent / "docs" / "design.md").read_text(), "run: python tests/rooms.py"
+
+
+def test_no_file_is_longer_than_400_lines():
+    project = ROOT.parent.parent
+    for folder in ("src", "tests", "benchmarks"):
+        for path in (project / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path
+
+
+BLOCK = "import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"  # as if they were not installed
+
+
+def run(code, *blocked):
+    code = BLOCK.format(blocked=list(blocked)) + code
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+OUTSIDE = ("timm", "torchvision", "lightning", "jaxtyping", "jsonargparse", "rich", "safetensors", "yaml", "PIL")
+
+
+def test_the_core_works_with_torch_alone():
+    code = """
+import torch
+from torch import nn
+import sidebranch as sb
+from sidebranch.core import BranchedModel, SideBranch, dhm
+backbone = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+net = BranchedModel(backbone, [SideBranch("b1", "0", nn.Linear(8, 3))])
+net.watch_features(necks="batch_norm")
+dhm()(net(torch.randn(5, 4)), torch.tensor([0, 1, 2, 0, 1])).total.backward()
+assert set(net.shipped_state_dict()) == set(backbone.state_dict())
+sb.small_input, sb.grow, sb.Bernoulli
+"""
+    ended = run(code, *OUTSIDE)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_attach_works_with_torch_and_timm_alone():
+    code = """
+import timm, torch, sidebranch as sb
+net = sb.attach(timm.create_model("cifar_resnet20", num_classes=5))
+sb.dks()(net(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).total.backward()
+sb.attach(timm.create_model("test_resnet", num_classes=5), "auto")
+"""
+    ended = run(code, "lightning", "jaxtyping", "jsonargparse", "rich", "matplotlib", "sklearn", "tensorboard")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_command_names_the_extra_that_is_missing():
+    ended = run("from sidebranch.cli import main; sys.exit(main(['recipes']))", "jsonargparse")
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "sidebranch: the command needs jsonargparse, which is not installed: pip install 'sidebranch[train]'\n"
+    )
+
+
+def test_the_lazy_names_are_those_that_type_checkers_see():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module.removeprefix("sidebranch.")
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert seen == sidebranch._MODULE_OF
+    assert sorted(seen) == sidebranch.__all__
+    for name in sidebranch.__all__:
+        assert getattr(sidebranch, name).__name__ == name
+    assert set(sidebranch.__all__) <= set(dir(sidebranch))
+    with pytest.raises(AttributeError, match="no attribute 'atach'"):
+        _ = sidebranch.atach  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_type_information_ships():
+    assert (ROOT / "py.typed").is_file()
+
+
+LIGHT = """
+import sys
+from sidebranch.cli import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+heavy = {"torch", "torchvision", "timm", "lightning", "sklearn"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(status)
+"""
+
+
+def light(*arguments):
+    return subprocess.run([sys.executable, "-c", LIGHT, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("--help", 0),
+        ("train --help", 0),
+        ("train cifar100/resnet32 --help", 0),
+        ("prepare check --help", 0),
+        ("eval --help", 0),
+        ("trian", 2),
+        ("train cifar100/resnet32 --optim.epoch 3", 2),
+        ("train cifar100/resnet32 --optim.lr -1", 2),
+        ("train cifar100/resnet32 --print-config", 0),
+        ("report nothing", 2),
+        ("recipes", 0),
+    ],
+)
+def test_no_torch_is_imported_for(words, status):
+    ended = light(*words.split())
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_no_torch_is_imported_to_check_a_folder(photos):
+    ended = light("prepare", "check", photos)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = "import sidebranch; assert not {'torch', 'timm', 'numpy'} & set(sys.modules)"
+    ended = run(code)
+    assert ended.returncode == 0, ended.stderr

@@ -2,7 +2,6 @@ import pytest
 from scipy.io import savemat
 
 import sidebranch as sb
-from sidebranch import prepare
 from sidebranch.cli import main
 from sidebranch.prepare import folders
 
@@ -38,13 +37,13 @@ def test_validation_images_go_into_their_classes(flat, labels_file, capsys):
 
 
 def test_an_interrupted_move_goes_on(flat, monkeypatch):
-    moves = prepare.imagenet_val_moves(flat, LABELS)
+    moves = folders.imagenet_val_moves(flat, LABELS)
     some = dict(list(moves.to_do.items())[:3])
-    prepare.move(folders.Moves(some, 0, []))
-    again = prepare.imagenet_val_moves(flat, LABELS)
+    folders.move(folders.Moves(some, 0, []))
+    again = folders.imagenet_val_moves(flat, LABELS)
     assert (len(again.to_do), again.done) == (4, 3)
-    prepare.move(again)
-    assert prepare.imagenet_val_moves(flat, LABELS).done == 7
+    folders.move(again)
+    assert folders.imagenet_val_moves(flat, LABELS).done == 7
 
 
 def test_the_development_kit_says_the_same(tmp_path):
@@ -53,7 +52,7 @@ def test_the_development_kit_says_the_same(tmp_path):
     synsets = [{"ILSVRC2012_ID": number, "WNID": f"n0000000{number}"} for number in (1, 2, 3)]
     savemat(data / "meta.mat", {"synsets": synsets})
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n1\n")
-    found = prepare.read_imagenet_labels("", str(tmp_path / "kit"))
+    found = folders.read_imagenet_labels("", str(tmp_path / "kit"))
     assert found == {
         "ILSVRC2012_val_00000001": "n00000003",
         "ILSVRC2012_val_00000002": "n00000001",
@@ -72,29 +71,29 @@ def test_the_development_kit_says_the_same(tmp_path):
 )
 def test_labels_that_cannot_be_read(labels, devkit, message):
     with pytest.raises(sb.UserError, match=message):
-        prepare.read_imagenet_labels(labels, devkit)
+        folders.read_imagenet_labels(labels, devkit)
 
 
 def test_images_and_labels_that_do_not_belong_together(flat, tmp_path, labels_file):
     (flat / "holiday.JPEG").write_bytes(b"")
     with pytest.raises(sb.UserError, match=r"holiday.JPEG' and 0 more have no label"):
-        prepare.imagenet_val_moves(flat, LABELS)
+        folders.imagenet_val_moves(flat, LABELS)
     (flat / "holiday.JPEG").unlink()
     (flat / "n00000009").mkdir()
     (flat / "ILSVRC2012_val_00000001.JPEG").rename(flat / "n00000009" / "ILSVRC2012_val_00000001.JPEG")
     with pytest.raises(sb.UserError, match="is of class n00000001; was it sorted by other labels"):
-        prepare.imagenet_val_moves(flat, LABELS)
+        folders.imagenet_val_moves(flat, LABELS)
     text = tmp_path / "text.txt"
     text.write_text("nothing of use\n")
     with pytest.raises(sb.UserError, match="has no lines such as"):
-        prepare.read_imagenet_labels(str(text), "")
+        folders.read_imagenet_labels(str(text), "")
 
 
 def test_an_image_of_two_classes_is_refused(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("ILSVRC2012_val_00000001.JPEG n00000001\nILSVRC2012_val_00000001.JPEG n00000002\n")
     with pytest.raises(sb.UserError, match="ILSVRC2012_val_00000001 is n00000001 and n00000002"):
-        prepare.read_imagenet_labels(str(path), "")
+        folders.read_imagenet_labels(str(path), "")
 
 
 def test_missing_images_are_counted(flat, labels_file, capsys):
@@ -105,13 +104,13 @@ def test_missing_images_are_counted(flat, labels_file, capsys):
 
 def test_checking_a_good_and_a_harmed_folder(photos, capsys):
     assert main(["prepare", "check", str(photos)]) == 0
-    assert "train: 12 images of 3 classes, 4 to 4 a class" in capsys.readouterr().out
+    assert "train: 12 images of 3 classes, 4 to 4 per class" in capsys.readouterr().out
     (photos / "train" / "bee" / "2.png").write_bytes(b"no image")
     (photos / "val" / "cat").rename(photos / "val" / "cow")
     assert main(["prepare", "check", str(photos)]) == 1
-    said = capsys.readouterr().out
-    assert "bee/2.png" in said
-    assert "only in train: cat\nonly in val: cow\n3 things are wrong" in said
+    printed = capsys.readouterr().out
+    assert "bee/2.png" in printed
+    assert "class in train only: cat\nclass in val only: cow\n3 faults found" in printed
 
 
 def test_packing_by_the_command(photos, tmp_path, capsys):
@@ -119,5 +118,5 @@ def test_packing_by_the_command(photos, tmp_path, capsys):
     assert main(["prepare", "shards", str(photos), str(target)]) == 0
     assert "val: 6 images of 3 classes in 1 shards" in capsys.readouterr().out
     assert main(["prepare", "shards", str(photos), str(target)]) == 2
-    assert "holds shards already" in capsys.readouterr().err
+    assert "has shards already" in capsys.readouterr().err
     assert main(["prepare", "shards", str(photos), str(tmp_path / "other"), "--megabytes", "0"]) == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidebranch.cli import _parser
-from sidebranch.engine import recipe
+from sidebranch.config import recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

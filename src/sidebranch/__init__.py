@@ -1,22 +1,46 @@
-"""Train image classifiers with side branches, ship them without."""
+"""Train image classifiers with side branches, ship them without.
 
-from sidebranch.attach import attach
-from sidebranch.branches import (
-    BranchCheck,
-    Grown,
-    Growth,
-    check_branches,
-    grow,
-    last_stride_one,
-    movable,
-    pooled_head,
-    small_input,
-)
-from sidebranch.errors import UserError
-from sidebranch.model import BranchedModel, Outputs, SideBranch
-from sidebranch.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
-from sidebranch.sampling import Bernoulli, Categorical, Draw, Fixed, MovingRoots
-from sidebranch.zoo import block_branch, load_reference
+Names are imported when they are first used, so that `import sidebranch` takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidebranch._attach import attach
+    from sidebranch.branches import (
+        BranchCheck,
+        Grown,
+        Growth,
+        check_branches,
+        grow,
+        last_stride_one,
+        movable,
+        pooled_head,
+        small_input,
+    )
+    from sidebranch.core import (
+        Bernoulli,
+        BranchedModel,
+        Categorical,
+        Draw,
+        Fixed,
+        Loss,
+        MovingRoots,
+        Objective,
+        Outputs,
+        SideBranch,
+        TripletLoss,
+        baseline,
+        dhm,
+        dks,
+        dsl,
+        kd,
+    )
+    from sidebranch.errors import UserError
+    from sidebranch.zoo import block_branch, load_reference
 
 __version__ = "0.1.0"
 
@@ -34,6 +58,7 @@ __all__ = [
     "Objective",
     "Outputs",
     "SideBranch",
+    "TripletLoss",
     "UserError",
     "attach",
     "baseline",
@@ -50,3 +75,52 @@ __all__ = [
     "pooled_head",
     "small_input",
 ]
+
+# Module to the public names in it; a test compares it with the imports above.
+_MODULES = {
+    "_attach": ("attach",),
+    "branches": (
+        "BranchCheck",
+        "Grown",
+        "Growth",
+        "check_branches",
+        "grow",
+        "last_stride_one",
+        "movable",
+        "pooled_head",
+        "small_input",
+    ),
+    "core": (
+        "Bernoulli",
+        "BranchedModel",
+        "Categorical",
+        "Draw",
+        "Fixed",
+        "Loss",
+        "MovingRoots",
+        "Objective",
+        "Outputs",
+        "SideBranch",
+        "TripletLoss",
+        "baseline",
+        "dhm",
+        "dks",
+        "dsl",
+        "kd",
+    ),
+    "errors": ("UserError",),
+    "zoo": ("block_branch", "load_reference"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'sidebranch' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"sidebranch.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""What a user is told when something they gave cannot work."""
+"""Errors in the user's input, in one line each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class Notice(UserWarning):
+    """Something that the user should know, in one line. The command line prints it as it is."""
 
 
 def reason(error: BaseException) -> str:

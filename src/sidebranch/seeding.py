@@ -1,23 +1,27 @@
-"""Random numbers that are functions of their keys: the same on every rank, device, worker count and after a resume.
+"""Random numbers as functions of their keys: the same on every rank and device, and after a resume.
 
-Nothing here keeps state. A scalar seed is a hash of its keys; a batch of numbers is a hash of (seed, index) computed
-on the device where the index lies.
+Nothing here has state. A scalar seed is a hash of its keys; a batch of numbers is a hash of (seed, index), computed on
+the device of the index.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 _MASK_63 = (1 << 63) - 1
 
 
 def seed_of(*keys: int | str) -> int:
     """A 63-bit seed from any number of keys; different keys give unrelated seeds."""
-    digest = hashlib.blake2b("/".join(map(str, keys)).encode(), digest_size=8).digest()
+    parts = (str(key).replace("\\", "\\\\").replace("/", "\\/") for key in keys)
+    digest = hashlib.blake2b("/".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") & _MASK_63
 
 
@@ -27,7 +31,7 @@ def generator(*keys: int | str) -> torch.Generator:
 
 
 def uniform(index: Int[Tensor, " n"], *keys: int | str) -> Float[Tensor, " n"]:
-    """One number in [0, 1) for every index, the same wherever and in whichever batch that index stands.
+    """One number in [0, 1) per index; it does not depend on the batch or device of the index.
 
     Counter-based: splitmix64's finaliser (Steele, Lea & Flood 2014) over the index, keyed by `seed_of(*keys)`.
     """
@@ -39,10 +43,10 @@ def uniform(index: Int[Tensor, " n"], *keys: int | str) -> Float[Tensor, " n"]:
 
 
 def _signed(word: int) -> int:
-    """A 64-bit pattern as the int64 that torch's wrapping arithmetic wants."""
+    """A 64-bit pattern as int64, for torch's wrapping arithmetic."""
     return word - (1 << 64) if word >> 63 else word
 
 
 def _shift(bits: Tensor, places: int) -> Tensor:
-    """Logical right shift; torch's on int64 copies the sign."""
+    """Logical right shift; torch's shift of int64 keeps the sign."""
     return (bits >> places) & ((1 << (64 - places)) - 1)

@@ -13,7 +13,7 @@ import sidebranch as sb
 from sidebranch.branches import grow
 from sidebranch.branches.trace import trace
 
-WHOLE = sb.Growth(depth=1.0, width=1.0, init="copy")
+WHOLE = sb.Growth(keep=1.0, width=1.0, init="copy")
 
 
 def little(name):
@@ -116,7 +116,7 @@ def test_half_of_the_blocks_rounded_up_stay():
     b1, b2 = grow(little("resnet50"))
     assert b1.blocks == (3, 3)
     assert b2.blocks == (5, 9)
-    assert grow(little("resnet50"), growth=sb.Growth(depth=1 / 3))[1].blocks == (3, 9)  # 2 of 6, and 1 of 3
+    assert grow(little("resnet50"), growth=sb.Growth(keep=1 / 3))[1].blocks == (3, 9)  # 2 of 6, and 1 of 3
     assert not any(path.startswith("layer3.3") for path in b2.branch.body.state_dict())
 
 
@@ -157,7 +157,7 @@ def test_the_same_seed_gives_the_same_branches():
         torch.manual_seed(1)
         backbone = little("convnext_atto")
         torch.manual_seed(seed)
-        return sb.attach(backbone, growth=sb.Growth(depth=0.5)).branches.state_dict()
+        return sb.attach(backbone, growth=sb.Growth(keep=0.5)).branches.state_dict()
 
     first, again, other = branches(5), branches(5), branches(6)
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -343,12 +343,12 @@ def test_a_place_that_is_no_fork_is_refused_with_its_reason(run, at, message):
     ("attempt", "message"),
     [
         (lambda: sb.attach(little("tnt_s_patch16_224")), "TNT has no 2 forks"),
-        (lambda: sb.attach(little("resnet18"), "auto", depth=0), "number of branches is 0"),
+        (lambda: sb.attach(little("resnet18"), "auto", count=0), "number of branches is 0"),
         (lambda: sb.attach(little("resnet18"), "paper", at=["layer3"]), "`at` and `growth` go with branches='auto'"),
         (lambda: sb.attach(little("resnet18"), at=["layer3", "layer3"]), "two branches fork at one place"),
         (lambda: sb.attach(little("vgg11"), "paper"), "branches='auto' grows some"),
         (lambda: sb.attach(torchvision.models.googlenet(init_weights=False)), "aux_logits=False"),
-        (lambda: sb.Growth(depth=0), "depth is 0"),
+        (lambda: sb.Growth(keep=0), "keep 0 of the blocks"),
         (lambda: sb.Growth(width=99), "width is 99"),
         (lambda: sb.Growth(init="copied"), "choose from: fresh, copy"),  # pyright: ignore[reportArgumentType]
         (lambda: sb.Growth(init="copy"), "give width 1"),
@@ -500,7 +500,7 @@ def patched():
         (lambda: sb.attach(torch.compile(little("resnet18")), "auto"), "then compile the whole"),
         (lambda: sb.attach(little("resnet18"), at=["fc"]), "no fork at 'fc'"),
         (lambda: sb.attach(little("resnet18"), at="layer3"), "give a list of paths, such as .'layer3'."),
-        (lambda: sb.attach(little("resnet18"), "auto", depth=2.5), "number of branches is 2.5"),
+        (lambda: sb.attach(little("resnet18"), "auto", count=2.5), "number of branches is 2.5"),
         (lambda: sb.attach(little("resnet18"), "auto", input_size=32), "must be channels, height, width"),
         (lambda: sb.attach(little("resnet18"), "auto", input_size=(3, -1, 4)), "must be channels, height, width"),
         (lambda: sb.attach(nn.Sequential(nn.LazyLinear(3)), "auto"), "lazy layers"),

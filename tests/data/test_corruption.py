@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import sidebranch as sb
-from sidebranch.data import corrupt_labels
+from sidebranch.data.corruption import corrupt_labels
 
 LABELS = torch.arange(10_000) % 10
 

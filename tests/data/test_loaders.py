@@ -7,8 +7,13 @@ import torch
 from PIL import Image
 
 import sidebranch as sb
-from sidebranch import data
-from sidebranch.data.crop import Crop, cut
+from sidebranch.data.augmentation.batched import Augmentation, Normalisation
+from sidebranch.data.augmentation.crops import Crop, FolderTransform, cut
+from sidebranch.data.loaders.dali import DaliLoader
+from sidebranch.data.loaders.encoded import EncodedLoader
+from sidebranch.data.loaders.in_memory import InMemoryLoader
+from sidebranch.data.sources.arrays import ArraySplit, cifar100, digits
+from sidebranch.data.sources.folder import folder
 
 CPU = torch.device("cpu")
 
@@ -16,15 +21,13 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def split():
     images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
-    return data.ArraySplit(
-        images, torch.arange(20), tuple("abcdefghijklmnopqrst"), data.Normalisation((0.5,) * 3, (0.2,) * 3)
-    )
+    return ArraySplit(images, torch.arange(20), tuple("abcdefghijklmnopqrst"), Normalisation((0.5,) * 3, (0.2,) * 3))
 
 
 LOADERS = {
-    "draft": data.FolderLoader,
-    "torchvision": partial(data.FolderLoader, exact=True),
-    "dali": data.DaliLoader,
+    "draft": EncodedLoader,
+    "torchvision": partial(EncodedLoader, exact=True),
+    "dali": DaliLoader,
 }
 
 
@@ -33,26 +36,26 @@ def backend(request):
     return request.param
 
 
-def folder_loader(root, training=True, backend="draft", transform=data.FolderTransform(size=16, resize=20), **options):
-    train, val = data.folder(root)
+def folder_loader(root, training=True, backend="draft", transform=FolderTransform(size=16, resize=20), **options):
+    train, val = folder(root)
     return LOADERS[backend](train if training else val, transform, 5, device=CPU, training=training, **options)
 
 
 def test_digits_come_whole_and_always_split_alike():
-    train, val = data.digits()
+    train, val = digits()
     assert train.images.shape == (1297, 1, 8, 8)
     assert val.images.shape == (500, 1, 8, 8)
     assert train.images.dtype == torch.uint8
     assert train.images.max() == 255
     assert train.labels.unique().tolist() == list(range(10))
-    assert torch.equal(train.images, data.digits()[0].images)
+    assert torch.equal(train.images, digits()[0].images)
     normalised = train.normalisation(train.images)
     assert normalised.mean().abs() < 0.02
     assert (normalised.std() - 1).abs() < 0.02
 
 
 def test_device_loader_gives_every_image_once_augmented_and_normalised(split):
-    loader = data.DeviceLoader(split, 6, device=CPU, augmentation=data.Augmentation(2, "zeros", True))
+    loader = InMemoryLoader(split, 6, device=CPU, augmentation=Augmentation(2, "zeros", True))
     batches = list(loader.batches(0))
     assert len(batches) == len(loader) == 4
     assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(20))
@@ -61,7 +64,7 @@ def test_device_loader_gives_every_image_once_augmented_and_normalised(split):
 
 
 def test_validation_loader_leaves_images_and_order(split):
-    loader = data.DeviceLoader(split, 6, device=CPU)
+    loader = InMemoryLoader(split, 6, device=CPU)
     images, labels = (torch.cat(parts) for parts in zip(*loader.batches(3), strict=True))
     assert labels.tolist() == list(range(20))
     assert torch.equal(images, split.normalisation(split.images))
@@ -70,7 +73,7 @@ def test_validation_loader_leaves_images_and_order(split):
 @pytest.mark.parametrize("kind", ["device", "folder"])
 def test_starting_at_a_step_gives_the_same_rest_of_the_epoch(kind, split, photos):
     if kind == "device":
-        loader = data.DeviceLoader(split, 6, device=CPU, augmentation=data.Augmentation(2, "zeros", True))
+        loader = InMemoryLoader(split, 6, device=CPU, augmentation=Augmentation(2, "zeros", True))
     else:
         loader = folder_loader(photos)
     whole, rest = list(loader.batches(2)), list(loader.batches(2, start=1))
@@ -103,8 +106,8 @@ def test_every_backend_makes_the_same_squares(photos, other, training, scale):
     for place, size in (("ant/0", (640, 400)), ("bee/1", (90, 300)), ("cat/0", (33, 41)), ("cat/1", (800, 801))):
         for split in ("train", "val"):
             wavy(*size).save(photos / split / f"{place}.jpg", quality=95)
-    transform = data.FolderTransform(size=32, resize=40, scale=scale)
-    plain = data.Normalisation((0.0,) * 3, (1.0,) * 3)
+    transform = FolderTransform(size=32, resize=40, scale=scale)
+    plain = Normalisation((0.0,) * 3, (1.0,) * 3)
     loaders = [
         folder_loader(photos, training, backend, transform, normalisation=plain) for backend in ("torchvision", other)
     ]
@@ -134,7 +137,7 @@ def test_dali_that_is_not_there(photos, monkeypatch):
 
 
 def test_folder_reads_what_is_there(photos):
-    train, val = data.folder(photos)
+    train, val = folder(photos)
     assert train.classes == ("ant", "bee", "cat")
     assert (len(train), len(val)) == (12, 6)
     images, labels = next(iter(folder_loader(photos, training=False).batches()))
@@ -191,12 +194,12 @@ def no_classes(root):
 def test_a_wrongly_laid_out_folder(photos, harm, message):
     harm(photos)
     with pytest.raises(sb.UserError, match=message):
-        data.folder(photos)
+        folder(photos)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(sb.UserError, match="no folder '.*/nowhere'"):
-        data.folder(tmp_path / "nowhere")
+        folder(tmp_path / "nowhere")
 
 
 def test_cifar_that_is_not_there_and_cannot_be_fetched(tmp_path, monkeypatch):
@@ -205,7 +208,7 @@ def test_cifar_that_is_not_there_and_cannot_be_fetched(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
     with pytest.raises(sb.UserError, match="downloading it failed .no network.; give --data.root"):
-        data.cifar100(tmp_path)
+        cifar100(tmp_path)
 
 
 class Bomb:
@@ -217,8 +220,8 @@ def test_a_pickle_in_cifar_s_place_is_not_opened(tmp_path):
     place = tmp_path / "cifar-100-python"
     place.mkdir()
     with pytest.raises(sb.UserError, match="lacks the file 'train'"):
-        data.cifar100(tmp_path)
+        cifar100(tmp_path)
     for name in ("train", "test", "meta"):
         (place / name).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(sb.UserError, match="md5"):
-        data.cifar100(tmp_path)
+        cifar100(tmp_path)

@@ -1,4 +1,4 @@
-"""Re-identification sets: what is read, left out and said; the drawn set; batches of P people, K images each."""
+"""Re-identification sets: what is read, left out and lines; the drawn set; batches of P people, K images each."""
 
 import re
 from pathlib import Path
@@ -8,10 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sidebranch.data import FolderLoader, PersonTransform, Shard, class_steps, reid
-from sidebranch.data.order import class_batches
+from sidebranch.data.augmentation.crops import PersonTransform
+from sidebranch.data.loaders.encoded import EncodedLoader
+from sidebranch.data.loaders.order import Rank, class_batches, class_steps
+from sidebranch.data.sources.reid import reid
 from sidebranch.errors import UserError
-from sidebranch.prepare import synthetic_reid, write_synthetic_reid
+from sidebranch.prepare import synthetic_reid
+from sidebranch.prepare.synthetic_reid import write_synthetic_reid
 
 MARKET = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0007_c2s3_070952_01.jpg.jpg", "0002_c3s1_000551_00.jpg"],
@@ -132,7 +135,7 @@ def test_a_pedestrian_is_upright_and_cropped_anew_every_epoch(tmp_path, padding)
     for path in (root / "bounding_box_train").iterdir():
         Image.fromarray(pixels).save(path, "JPEG")
     transform = PersonTransform((64, 32), resize=72, padding=padding, erase=0.5)
-    loader = FolderLoader(reid(root).train, transform, 3, device=torch.device("cpu"), training=True)
+    loader = EncodedLoader(reid(root).train, transform, 3, device=torch.device("cpu"), training=True)
     first, again, later = (next(loader.batches(epoch))[0] for epoch in (0, 0, 1))
     assert first.shape == (3, 3, 64, 32)
     assert torch.equal(first, again)
@@ -143,25 +146,25 @@ LABELS = torch.tensor([0] * 5 + [1] * 2 + [2] * 9 + [4] * 4)  # nobody has 3
 
 
 def test_every_batch_has_k_images_of_each_identity():
-    batches = class_batches(LABELS, 8, 4, seed=0, epoch=0, shard=Shard())
+    batches = class_batches(LABELS, 8, 4, seed=0, epoch=0, rank=Rank())
     assert len(batches) == class_steps(LABELS, 8, 4) == 3  # groups of four: 2 + 1 + 3 + 1
     for batch in batches:
         groups = LABELS[batch].view(-1, 4)
         assert (groups == groups[:, :1]).all()
-    again = class_batches(LABELS, 8, 4, seed=0, epoch=0, shard=Shard())
-    other = class_batches(LABELS, 8, 4, seed=0, epoch=1, shard=Shard())
+    again = class_batches(LABELS, 8, 4, seed=0, epoch=0, rank=Rank())
+    other = class_batches(LABELS, 8, 4, seed=0, epoch=1, rank=Rank())
     assert all(map(torch.equal, batches, again))
     assert not all(map(torch.equal, batches, other))
 
 
 def test_a_class_comes_whole_before_any_of_its_images_comes_twice():
-    every = torch.cat(class_batches(LABELS, 4, 4, seed=3, epoch=2, shard=Shard()))
+    every = torch.cat(class_batches(LABELS, 4, 4, seed=3, epoch=2, rank=Rank()))
     assert set(every.tolist()) == set(range(len(LABELS)))
 
 
 def test_ranks_share_the_groups_of_a_batch_whole():
-    whole = class_batches(LABELS, 8, 4, seed=0, epoch=0, shard=Shard())
-    parts = [class_batches(LABELS, 8, 4, seed=0, epoch=0, shard=Shard(rank, 2)) for rank in (0, 1)]
+    whole = class_batches(LABELS, 8, 4, seed=0, epoch=0, rank=Rank())
+    parts = [class_batches(LABELS, 8, 4, seed=0, epoch=0, rank=Rank(rank, 2)) for rank in (0, 1)]
     for batch, first, second in zip(whole, *parts, strict=True):
         assert torch.equal(torch.cat([first, second]), batch)
         assert len(set(LABELS[first].tolist())) == 1

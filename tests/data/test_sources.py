@@ -12,11 +12,16 @@ import pytest
 import torch
 
 import sidebranch as sb
-from sidebranch import data
-from sidebranch.data import scan
+from sidebranch.data.augmentation.crops import FolderTransform
+from sidebranch.data.loaders.encoded import EncodedLoader
+from sidebranch.data.loaders.order import Rank
+from sidebranch.data.sources import scan
+from sidebranch.data.sources.folder import folder
+from sidebranch.data.sources.hub import hub
+from sidebranch.data.sources.shards import is_sharded, shards, write_shards
 
 CPU = torch.device("cpu")
-TRANSFORM = data.FolderTransform(size=16, resize=20)
+TRANSFORM = FolderTransform(size=16, resize=20)
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +33,9 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def packed(photos, tmp_path):
     """`photos` in shards of about two images each."""
-    train, val = data.folder(photos)
+    train, val = folder(photos)
     target = tmp_path / "packed"
-    data.write_shards({"train": train, "val": val}, target, megabytes=1)
+    write_shards({"train": train, "val": val}, target, megabytes=1)
     return target
 
 
@@ -43,8 +48,8 @@ def small_shards(photos, tmp_path, monkeypatch):
 
     writer = webdataset.ShardWriter
     monkeypatch.setattr(webdataset, "ShardWriter", small)
-    train, val = data.folder(photos)
-    counts = data.write_shards({"train": train, "val": val}, tmp_path / "small", megabytes=1)
+    train, val = folder(photos)
+    counts = write_shards({"train": train, "val": val}, tmp_path / "small", megabytes=1)
     assert counts == {"train": 6, "val": 3}
     return tmp_path / "small"
 
@@ -54,7 +59,7 @@ def contents(split):
 
 
 def test_shards_hold_the_same_images_and_labels(photos, packed):
-    for whole, part in zip(data.folder(photos), data.shards(str(packed)), strict=True):
+    for whole, part in zip(folder(photos), shards(str(packed)), strict=True):
         assert part.classes == whole.classes
         assert contents(part) == contents(whole)
 
@@ -67,24 +72,24 @@ def test_shards_are_what_webdataset_reads(packed):
         (int(sample["cls"]), sample["png"])
         for sample in webdataset.WebDataset(str(packed / "train-000000.tar"), shardshuffle=False)
     ]
-    assert sorted(read) == contents(data.shards(str(packed))[0])
+    assert sorted(read) == contents(shards(str(packed))[0])
 
 
-def epoch_of(split, epoch=1, start=0, workers=0, shard=data.Shard()):
-    loader = data.FolderLoader(split, TRANSFORM, 5, device=CPU, training=True, workers=workers, shard=shard)
+def epoch_of(split, epoch=1, start=0, workers=0, rank=Rank()):
+    loader = EncodedLoader(split, TRANSFORM, 5, device=CPU, training=True, workers=workers, rank=rank)
     return list(loader.batches(epoch, start))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_an_epoch_of_shards_is_exact_the_same_for_any_workers_and_goes_on_in_the_middle(small_shards):
-    split = data.shards(str(small_shards))[0]
+    split = shards(str(small_shards))[0]
     whole = epoch_of(split)
     assert [len(labels) for _, labels in whole] == [5, 5, 2]
     for other, part in ((epoch_of(split, workers=2), whole), (epoch_of(split, start=1), whole[1:])):
         for (images, labels), (again, same) in zip(part, other, strict=True):
             assert torch.equal(images, again)
             assert torch.equal(labels, same)
-    shares = [epoch_of(split, shard=data.Shard(rank, 2)) for rank in range(2)]
+    shares = [epoch_of(split, rank=Rank(rank, 2)) for rank in range(2)]
     for step, (_, labels) in enumerate(whole):
         dealt = torch.cat([share[step][1] for share in shares])
         assert sorted(dealt.tolist()) == sorted(labels.tolist())
@@ -107,12 +112,12 @@ def test_shards_behind_an_address_are_fetched_once(small_shards, tmp_path):
                 break
             except OSError:
                 time.sleep(0.05)
-        assert data.is_sharded(address)
-        train, val = data.shards(address)
-        assert contents(train) == contents(data.shards(str(small_shards))[0])
+        assert is_sharded(address)
+        train, val = shards(address)
+        assert contents(train) == contents(shards(str(small_shards))[0])
         assert len(val) == 6
         with pytest.raises(sb.UserError, match=r"cannot read 'http.*nowhere/index.json'"):
-            data.shards(f"{address}/nowhere")
+            shards(f"{address}/nowhere")
     finally:
         server.kill()
         server.communicate()
@@ -132,7 +137,7 @@ def test_shards_behind_an_address_are_fetched_once(small_shards, tmp_path):
 def test_harmed_shards(packed, harm, message):
     harm(packed)
     with pytest.raises(sb.UserError, match=message):
-        data.shards(str(packed))
+        shards(str(packed))
 
 
 @pytest.mark.parametrize(
@@ -150,32 +155,32 @@ def test_an_index_that_is_damaged(packed, harm):
     harm(index["splits"])
     (packed / "index.json").write_text(json.dumps(index))
     with pytest.raises(sb.UserError, match="is no index of `sidebranch prepare shards`"):
-        data.shards(str(packed))
+        shards(str(packed))
 
 
 @pytest.mark.parametrize("root", ["pipe:touch {}; cat ", "http://a/$(touch {})", "http://a/';touch {};'", "file:{}"])
 def test_an_address_that_a_shell_would_run_is_no_address(tmp_path, root):
     mark = tmp_path / "was-here"
-    assert not data.is_sharded(root.format(mark))
+    assert not is_sharded(root.format(mark))
     with pytest.raises(sb.UserError, match="no folder"):
-        data.folder(root.format(mark))
+        folder(root.format(mark))
     assert not mark.exists()
 
 
 def test_shards_of_shards_and_a_file_that_is_no_image(photos, packed, tmp_path):
-    train, val = data.shards(str(packed))
-    data.write_shards({"train": train, "val": val}, tmp_path / "again", 1)
-    assert contents(data.shards(str(tmp_path / "again"))[0]) == contents(train)
+    train, val = shards(str(packed))
+    write_shards({"train": train, "val": val}, tmp_path / "again", 1)
+    assert contents(shards(str(tmp_path / "again"))[0]) == contents(train)
     with tarfile.open(tmp_path / "again" / "val-000000.tar") as tar:
         assert {name.partition(".")[2] for name in tar.getnames()} == {"png", "cls"}
     (photos / "train" / "bee" / "2.png").write_bytes(b"no image")
-    train, val = data.folder(photos)
+    train, val = folder(photos)
     with pytest.raises(sb.UserError, match=r"cannot pack '.*bee/2.png': it is no image; `sidebranch prepare check`"):
-        data.write_shards({"train": train, "val": val}, tmp_path / "out", 1)
+        write_shards({"train": train, "val": val}, tmp_path / "out", 1)
 
 
 def test_a_download_of_another_size_is_fetched_anew(small_shards, monkeypatch):
-    module = sys.modules["sidebranch.data.shards"]
+    from sidebranch.data.sources import shards as module
 
     fetched = []
 
@@ -193,7 +198,7 @@ def test_a_download_of_another_size_is_fetched_anew(small_shards, monkeypatch):
 
 
 def test_a_shard_that_shrank_while_it_was_read_is_an_unreadable_image(packed):
-    train, _ = data.shards(str(packed))
+    train, _ = shards(str(packed))
     os.truncate(packed / "train-000000.tar", 600)
     with pytest.raises(sb.UserError, match=r"cannot read the image '.*train-000000.tar, byte \d+'"):
         epoch_of(train)
@@ -202,29 +207,29 @@ def test_a_shard_that_shrank_while_it_was_read_is_an_unreadable_image(packed):
 def test_a_hugging_face_data_set(photos, tmp_path):
     import datasets
 
-    train, val = data.folder(photos)
+    train, val = folder(photos)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(train.classes))})
     for name, split in (("train", train), ("validation", val)):
         rows = {"image": [split.source.paths[at] for at in range(len(split))], "label": split.labels.tolist()}
         (tmp_path / "hub").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "hub" / f"{name}.parquet"))
-    found = data.hub(f"hf:{tmp_path / 'hub'}")
+    found = hub(f"hf:{tmp_path / 'hub'}")
     for whole, part in zip((train, val), found, strict=True):
         assert part.classes == whole.classes
         assert contents(part) == contents(whole)
     assert len(epoch_of(found[0])) == 3
     with pytest.raises(sb.UserError, match="datasets cannot load '.*nowhere'"):
-        data.hub(f"hf:{tmp_path / 'nowhere'}")
+        hub(f"hf:{tmp_path / 'nowhere'}")
     (tmp_path / "hub" / "validation.parquet").unlink()
     with pytest.raises(sb.UserError, match="has the splits train; it needs train and one of validation"):
-        data.hub(f"hf:{tmp_path / 'hub'}")
+        hub(f"hf:{tmp_path / 'hub'}")
 
 
-@pytest.mark.parametrize(("library", "call"), [("datasets", lambda: data.hub("hf:some")), ("webdataset", None)])
+@pytest.mark.parametrize(("library", "call"), [("datasets", lambda: hub("hf:some")), ("webdataset", None)])
 def test_a_library_that_is_not_there(photos, tmp_path, monkeypatch, library, call):
     monkeypatch.setitem(sys.modules, library, None)
-    train, val = data.folder(photos)
-    call = call or (lambda: data.write_shards({"train": train, "val": val}, tmp_path / "out", 1))
+    train, val = folder(photos)
+    call = call or (lambda: write_shards({"train": train, "val": val}, tmp_path / "out", 1))
     with pytest.raises(sb.UserError, match=r"pip install 'sidebranch\[(hf|shards)\]'"):
         call()
 
@@ -238,7 +243,7 @@ def test_the_scan_finds_what_torchvision_finds(photos):
         (nested / name).write_bytes(b"")
     (photos / "train" / "notes.txt").write_text("no class")
     (photos / "train" / "bee" / "notes.txt").write_text("no image")
-    train, _ = data.folder(photos)
+    train, _ = folder(photos)
     assert list(train.source.paths) == [path for path, _ in ImageFolder(str(photos / "train")).samples]
     assert train.labels.tolist() == ImageFolder(str(photos / "train")).targets
 
@@ -246,28 +251,28 @@ def test_the_scan_finds_what_torchvision_finds(photos):
 def test_links_that_go_round_end(photos):
     os.symlink(photos / "train" / "bee", photos / "train" / "bee" / "again")
     os.symlink(photos / "train", photos / "train" / "cat" / "up")
-    train, _ = data.folder(photos)
+    train, _ = folder(photos)
     assert len(train) == 4 + 4 + 12  # cat/up has the other classes once more, and not itself
 
 
 def test_a_remembered_scan_is_used_until_a_folder_changes(photos, monkeypatch):
-    monkeypatch.setattr(scan, "REMEMBERED", 1)
-    first = data.folder(photos)[0].source.paths
+    monkeypatch.setattr(scan, "INDEXED", 1)
+    first = folder(photos)[0].source.paths
     with monkeypatch.context() as patch:
         patch.setattr(scan, "_files_under", lambda top: pytest.fail("looked again"))
-        assert data.folder(photos)[0].source.paths == first
+        assert folder(photos)[0].source.paths == first
     (photos / "train" / "ant" / "new.png").write_bytes(b"")
     os.utime(photos / "train" / "ant", ns=(1, 1))
-    assert len(data.folder(photos)[0]) == len(first) + 1
+    assert len(folder(photos)[0]) == len(first) + 1
     for each in scan.cache_folder().glob("index-*.json"):
         each.write_text("broken")
-    assert len(data.folder(photos)[0]) == len(first) + 1
+    assert len(folder(photos)[0]) == len(first) + 1
 
 
 def test_shards_are_not_half_written_into_an_index(photos, tmp_path):
-    train, val = data.folder(photos)
+    train, val = folder(photos)
     (photos / "train" / "cat" / "3.png").unlink()
     with pytest.raises(sb.UserError, match="cannot pack .*run it again"):
-        data.write_shards({"train": train, "val": val}, tmp_path / "out", 1)
-    assert not data.is_sharded(str(tmp_path / "out"))
+        write_shards({"train": train, "val": val}, tmp_path / "out", 1)
+    assert not is_sharded(str(tmp_path / "out"))
     assert tarfile.is_tarfile(tmp_path / "out" / "train-000000.tar")

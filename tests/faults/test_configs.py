@@ -4,10 +4,11 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 import yaml
-from thirds import a_third
+from sampled import a_third
 
 from sidebranch.cli import main
-from sidebranch.engine.config import Config, as_dict
+from sidebranch.config.compare import as_dict
+from sidebranch.config.schema import Config
 
 GOOD = {
     "model": {"name": "cifar_resnet20"},
@@ -22,11 +23,11 @@ BEYOND = {
     "method": "dmh",
     "model.name": "cifar_resnet33",
     "model.branches": "grown",
-    "model.depth": 9,
+    "branches.count": 9,
     "model.options": {"colour": 1},
     "model.last_stride": 3,
     "branches.at": ["no.such"],
-    "branches.depth": -1.0,
+    "branches.keep": -1.0,
     "branches.width": 0.0,
     "branches.init": "copied",
     "branches.roots": "top",
@@ -120,23 +121,23 @@ def attempt(tmp_path, capsys, key, value):
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump(config))
     status = main(["train", str(path), "--output", str(tmp_path / "run")])
-    said = capsys.readouterr().err.strip()
+    message = capsys.readouterr().err.strip()
     assert status == 2
-    assert len(said.splitlines()) == 1, said
+    assert len(message.splitlines()) == 1, message
     assert not (tmp_path / "run").exists()
-    return said
+    return message
 
 
 @pytest.mark.parametrize("key", a_third(FIELDS))
 def test_a_field_of_another_type(tmp_path, capsys, key):
     wrong = "text" if isinstance(FIELDS[key], dict) else {"wrong": [1]}
-    said = attempt(tmp_path, capsys, key, wrong)
-    assert key.rpartition(".")[2] in said
+    message = attempt(tmp_path, capsys, key, wrong)
+    assert key.rpartition(".")[2] in message
 
 
 @pytest.mark.parametrize("key", a_third(BEYOND))
 def test_a_field_beyond_its_range(tmp_path, capsys, key):
-    said = attempt(tmp_path, capsys, key, BEYOND[key])
+    message = attempt(tmp_path, capsys, key, BEYOND[key])
     value = BEYOND[key]
     shown = next(iter(value)) if isinstance(value, (dict, list)) else value
-    assert key in said or str(shown) in said
+    assert key in message or str(shown) in message

@@ -3,27 +3,27 @@
 import random
 
 import pytest
-from test_kills import assert_same, nursery, outcome, undisturbed  # noqa: F401 (fixtures)
-from thirds import a_third
+from sampled import a_third
+from test_kills import assert_same, outcome, trainer, undisturbed  # noqa: F401 (fixtures)
 
-from sidebranch.engine import RunFolder
+from sidebranch.runs.folder import RunFolder
 
 TRIALS = 18
-pytestmark = pytest.mark.xdist_group("nursery")
+pytestmark = pytest.mark.xdist_group("trainer")
 
 
 @pytest.mark.parametrize("trial", a_third(range(TRIALS)))
-def test_a_disk_that_fills(nursery, undisturbed, tmp_path, trial):  # noqa: F811
+def test_a_disk_that_fills(trainer, undisturbed, tmp_path, trial):  # noqa: F811
     config, expected, _ = undisturbed["digits"]
     draw = random.Random(trial)
     folder = tmp_path / "run"
     size = RunFolder(config.parent / "digits").last.stat().st_size
     largest = draw.choice((draw.randrange(4096), draw.randrange(size // 8), draw.randrange(size)))
-    ended = nursery.run(config, folder, largest=largest)
-    said = (tmp_path / "run.said").read_text()
-    assert ended["status"] == 2, said
-    assert "\n" not in said
-    assert str(folder) in said
+    ended = trainer.run(config, folder, largest=largest)
+    message = (tmp_path / "run.error").read_text()
+    assert ended["status"] == 2, message
+    assert "\n" not in message
+    assert str(folder) in message
     begun = RunFolder(folder).config.exists()
-    assert nursery.run(config, folder, resume=begun)["status"] == 0
+    assert trainer.run(config, folder, resume=begun)["status"] == 0
     assert_same(outcome(folder), expected)

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from thirds import a_third
+from sampled import a_third
 
 import sidebranch as sb
-from sidebranch import data
+from sidebranch.data.augmentation.crops import FolderTransform
+from sidebranch.data.loaders.dali import DaliLoader
+from sidebranch.data.loaders.encoded import EncodedLoader
+from sidebranch.data.sources.folder import folder
 
-LOADERS = {"draft": data.FolderLoader, "dali": data.DaliLoader}
+LOADERS = {"draft": EncodedLoader, "dali": DaliLoader}
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
 
 
@@ -133,8 +136,8 @@ def place(photos):
 
 
 def loader(root, backend, **options):
-    train, _ = data.folder(root)
-    transform = data.FolderTransform(size=16, resize=20)
+    train, _ = folder(root)
+    transform = FolderTransform(size=16, resize=20)
     return LOADERS[backend](train, transform, 5, device=torch.device("cpu"), training=True, **options)
 
 

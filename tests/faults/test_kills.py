@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from thirds import a_third
+from sampled import a_third
 
-from sidebranch.engine import RunFolder, checkpoint
+from sidebranch.runs import checkpoint
+from sidebranch.runs.folder import RunFolder
 
 # A checkpoint nearly every step, so that kills meet writes; everything that has state is on.
 DIGITS = """
@@ -32,14 +33,14 @@ KINDS = ("digits", "photos", "workers")
 TRIALS = 45
 GENTLE = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 128 + signal.SIGUSR1}
 TIMES = ("seconds", "images_per_second")
-pytestmark = pytest.mark.xdist_group("nursery")  # one process that keeps it
+pytestmark = pytest.mark.xdist_group("trainer")  # one process that keeps it
 
 
-class Nursery:
-    """See nursery.py."""
+class Trainer:
+    """See forking_trainer.py."""
 
     def __init__(self):
-        command = [sys.executable, str(Path(__file__).with_name("nursery.py"))]
+        command = [sys.executable, str(Path(__file__).with_name("forking_trainer.py"))]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -55,8 +56,8 @@ class Nursery:
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    made = Nursery()
+def trainer():
+    made = Trainer()
     yield made
     made.process.stdin.close()
     made.process.stdout.close()
@@ -64,7 +65,7 @@ def nursery():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nursery, tmp_path_factory):
+def undisturbed(trainer, tmp_path_factory):
     """Kind of run to its config, what it comes to when left alone, and how long it takes."""
     root = tmp_path_factory.mktemp("undisturbed")
     pixels = torch.randint(0, 256, (24, 24, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -78,7 +79,7 @@ def undisturbed(nursery, tmp_path_factory):
     for kind, text in texts.items():
         config = root / f"{kind}.yaml"
         config.write_text(text)
-        ended = nursery.run(config, root / kind)
+        ended = trainer.run(config, root / kind)
         assert ended["status"] == 0
         runs[kind] = config, outcome(root / kind), ended["seconds"]
     return runs
@@ -125,28 +126,28 @@ def assert_same(one, other, where=""):
 
 
 @pytest.mark.parametrize("trial", a_third(range(TRIALS)))
-def test_a_killed_run_ends_as_if_left_alone(nursery, undisturbed, tmp_path, trial):
+def test_a_killed_run_ends_as_if_left_alone(trainer, undisturbed, tmp_path, trial):
     draw = random.Random(trial)
     kind = KINDS[trial % len(KINDS)]
     config, expected, seconds = undisturbed[kind]
     for attempt in range(draw.choice((1, 1, 1, 2, 3))):
         number = draw.choice((signal.SIGKILL, signal.SIGKILL, *GENTLE))
         began = (tmp_path / "config.yaml").exists()
-        ended = nursery.run(config, tmp_path, began, number, after=draw.uniform(0, seconds))
+        ended = trainer.run(config, tmp_path, began, number, after=draw.uniform(0, seconds))
         assert ended["status"] in (0, -number, GENTLE.get(number)), f"attempt {attempt}"
     if kind == "photos":  # as many workers as one likes
         config = undisturbed["workers"][0]
-    last = nursery.run(config, tmp_path, resume=(tmp_path / "config.yaml").exists())
+    last = trainer.run(config, tmp_path, resume=(tmp_path / "config.yaml").exists())
     assert last["status"] == 0
     assert_same(outcome(tmp_path), expected)
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "emptied", "gone"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(nursery, undisturbed, tmp_path, harm):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(trainer, undisturbed, tmp_path, harm):
     config, expected, seconds = undisturbed["digits"]
     while not RunFolder(tmp_path).previous.exists():
         resume = RunFolder(tmp_path).last.exists()
-        nursery.run(config, tmp_path / "", resume, signal.SIGTERM, 0.6 * seconds)
+        trainer.run(config, tmp_path / "", resume, signal.SIGTERM, 0.6 * seconds)
     path = RunFolder(tmp_path).last
     content = bytearray(path.read_bytes())
     if harm == "truncated":
@@ -156,5 +157,5 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(nursery, undisturbed,
     path.unlink()  # a hard link's other name keeps its content
     if harm != "gone":
         path.write_bytes(b"" if harm == "emptied" else content)
-    assert nursery.run(config, tmp_path, resume=True)["status"] == 0
+    assert trainer.run(config, tmp_path, resume=True)["status"] == 0
     assert_same(outcome(tmp_path), expected)

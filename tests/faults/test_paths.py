@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from thirds import a_third
+from sampled import a_third
 
 from sidebranch.cli import main
 

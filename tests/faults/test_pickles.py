@@ -6,10 +6,11 @@ import shutil
 import pytest
 import torch
 import yaml
-from thirds import a_third
+from sampled import a_third
 
 from sidebranch.cli import main
-from sidebranch.engine import RunFolder, train
+from sidebranch.runs.folder import RunFolder
+from sidebranch.train.loop import train
 
 
 class Bomb:
@@ -41,7 +42,7 @@ WRITERS = {"a pickle": pickled, "torch.save": saved, "torch.save of old": saved_
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    from sidebranch.engine import recipe
+    from sidebranch.config import recipe
 
     root = tmp_path_factory.mktemp("trained")
     config = root / "digits.yaml"
@@ -69,8 +70,8 @@ def run(trained, tmp_path):
 
 def refused(capsys, *arguments):
     assert main(list(map(str, arguments))) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1, said
+    message = capsys.readouterr().err.strip().splitlines()
+    assert len(message) == 1, message
 
 
 @pytest.mark.parametrize("how", a_third(WRITERS))

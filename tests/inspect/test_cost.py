@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import sidebranch as sb
-from sidebranch.inspect import anatomy, costs
+from sidebranch.inspect.cost import anatomy, costs
 
 
 class Plain(nn.Module):

@@ -5,15 +5,16 @@ from xml.etree import ElementTree
 import pytest
 
 import sidebranch as sb
-from sidebranch.engine import RunFolder, Silent
-from sidebranch.inspect import read_record, summarise, verdict, write_report
-from sidebranch.inspect.record import spread
-from sidebranch.study import run_grid
+from sidebranch.inspect.record import read_record, spread, summarise
+from sidebranch.inspect.report import verdict, write_report
+from sidebranch.runs.console import Silent
+from sidebranch.runs.folder import RunFolder
+from sidebranch.study.grid import run_grid
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    from sidebranch.engine.config import Config, DataConfig, ModelConfig, OptimConfig, RuntimeConfig
+    from sidebranch.config.schema import Config, DataConfig, ModelConfig, OptimConfig, RuntimeConfig
 
     config = Config(
         name="<b>odd & name</b>",

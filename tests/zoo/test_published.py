@@ -118,14 +118,14 @@ def test_layers_of_densenet_branches(name, b1, b2):
 
 
 def test_resnet18_has_a_third_branch():
-    net = on_meta("resnet18", depth=3)
+    net = on_meta("resnet18", count=3)
     assert net.names == ("main", "b1", "b2", "b3")
     assert net.forks["b3"] == "layer1"
     layers = [net.branches["b3"].layer2, net.branches["b3"].layer3, net.branches["b3"].layer4]
     assert [(len(each), each[0].conv2.out_channels) for each in layers] == [(1, 128), (1, 256), (2, 512)]
-    assert on_meta("resnet18", depth=1).names == ("main", "b1")
-    with pytest.raises(sb.UserError, match="depth is 3; for this network 1 to 2"):
-        on_meta("resnet50", depth=3)
+    assert on_meta("resnet18", count=1).names == ("main", "b1")
+    with pytest.raises(sb.UserError, match="count is 3; for this network 1 to 2"):
+        on_meta("resnet50", count=3)
 
 
 @pytest.mark.parametrize("name", ["resnet50d", "seresnet50", "resnext50_32x4d", "wide_resnet50_2", "resnet26"])

@@ -1,4 +1,4 @@
-"""Fresh weights of the kind that a backbone's were when it was made, whatever made them."""
+"""Re-initialise weights from the distribution that the backbone was initialised with."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SAMPLE = 50_000
 
 
 def fill(body: nn.Module, source: nn.Module, *, copied: bool, device: torch.device) -> None:
-    """Gives a body on the meta device its memory and its values.
+    """Allocates a body that is on the meta device and initialises it.
 
-    A parameter that was constant in the backbone has that constant (norms, layer scales, last norms at zero); a random
-    one is drawn anew, normal or uniform as it was, with the backbone's spread, corrected for another number of channels
-    where the spread followed the fan. Buffers are copied, statistics start anew. A backbone that was trained does not
-    say how it was made: its layers draw as torch makes them.
+    A parameter that is constant in the backbone gets that constant (norms, layer scales, last norms at zero). A random
+    one is drawn from the backbone's distribution, normal or uniform, with the same standard deviation, corrected for
+    another number of channels where it depended on the fan. Buffers are copied, running statistics reset. A trained
+    backbone no longer shows its initialisation: there, layers use their own `reset_parameters`.
 
     Args:
-        body: its parameters' paths are the backbone's.
+        body: its parameters have the paths that they have in the backbone.
         source: the backbone.
-        copied: take the backbone's values instead; shapes must agree.
-        device: of the body; on the meta device there is nothing to fill.
+        copied: copy the backbone's values instead; shapes must agree.
+        device: for the body; on the meta device nothing is done.
     """
     if device.type == "meta":
         return
@@ -47,7 +47,7 @@ def fill(body: nn.Module, source: nn.Module, *, copied: bool, device: torch.devi
             if isinstance(module, _BatchNorm) and not copied:
                 module.reset_running_stats()
             if trained and callable(reset := getattr(module, "reset_parameters", None)):
-                with suppress(TypeError):  # one that wants to be told how
+                with suppress(TypeError):  # it needs arguments
                     reset()
                     continue
             for name, parameter in module.named_parameters(recurse=False):
@@ -69,7 +69,7 @@ def was_trained(backbone: nn.Module) -> bool:
 
 
 def redraw(new: Tensor, old: Tensor, module: nn.Module, like: nn.Module | None) -> None:
-    """Fills a parameter with values of the old one's kind; they are those of `module` and of the one it is like."""
+    """Fills the parameter `new` of `module` from the distribution of `old`, the same parameter of the module `like`."""
     if new.is_meta:
         return
     if not old.is_floating_point() or not _varies(old):
@@ -89,7 +89,7 @@ def redraw(new: Tensor, old: Tensor, module: nn.Module, like: nn.Module | None) 
 
 
 def _change(spread: float, new: Tensor, old: Tensor, module: nn.Module, like: nn.Module | None) -> float:
-    """What another number of channels does to the spread, if it followed the fan in or out."""
+    """Factor of the standard deviation for another number of channels, if it depended on the fan in or out."""
     if old.ndim < 2:
         weight, was = getattr(module, "weight", None), getattr(like, "weight", None)
         if weight is None or was is None or weight.ndim < 2:
@@ -104,7 +104,7 @@ def _change(spread: float, new: Tensor, old: Tensor, module: nn.Module, like: nn
 
 
 def _fans(weight: Tensor, module: nn.Module | None) -> tuple[float, float, float]:
-    """In, out, and out a group."""
+    """Fan in, fan out, and fan out per group."""
     field = math.prod(weight.shape[2:])
     groups = module.groups if isinstance(module, _ConvNd) else 1
     return weight.shape[1] * field, weight.shape[0] * field, weight.shape[0] * field / groups

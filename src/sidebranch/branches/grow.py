@@ -24,8 +24,8 @@ from sidebranch.branches.thin import thin
 from sidebranch.branches.trace import FAILURES, Trace, check_size, has_weights, is_feature, trace
 from sidebranch.branches.tracer import note_copy, value_of
 from sidebranch.branches.widen import CannotWiden, widen
+from sidebranch.core.model import SideBranch
 from sidebranch.errors import UserError, nearest, reason
-from sidebranch.model import SideBranch
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Growth:
     """How grown branches differ from the backbone's own tail.
 
     Args:
-        depth: share of the repeated blocks that the farther branches keep, in (0, 1].
-        width: how many times as many channels the nearest branch has.
-        init: "fresh", weights drawn anew as the backbone's were; "copy", the tail's own weights.
+        keep: share of the repeated blocks that the branches below the nearest keep, in (0, 1].
+        width: channels of the branch nearest the top, as a multiple of the backbone's.
+        init: "fresh", weights from the backbone's init distribution; "copy", the tail's own weights.
     """
 
-    depth: float = 0.5
+    keep: float = 0.5
     width: float = 2.0
     init: Literal["fresh", "copy"] = "fresh"
 
     def __post_init__(self) -> None:
-        if not 0 < self.depth <= 1:
-            raise UserError(f"a grown branch's depth is {self.depth}; it must be a share above 0 and up to 1")
+        if not 0 < self.keep <= 1:
+            raise UserError(f"grown branches keep {self.keep} of the blocks; it must be a share above 0 and up to 1")
         if not 0.1 <= self.width <= 16:
-            raise UserError(f"a grown branch's width is {self.width}; it must be from 0.1 to 16 times the backbone's")
+            raise UserError(f"grown branches' width is {self.width}; it must be from 0.1 to 16 times the backbone's")
         if self.init not in ("fresh", "copy"):
             raise UserError(f"grown branches start '{self.init}'; choose from: fresh, copy")
         if self.init == "copy" and self.width != 1:
@@ -55,12 +55,12 @@ class Growth:
 
 @dataclass(frozen=True)
 class Grown:
-    """A branch, and what came of the wishes for it.
+    """A branch, and the requests that could not be met.
 
     Attributes:
-        blocks: repeated blocks that it has, and that the backbone's tail has.
-        width: times the backbone's channels.
-        notes: a sentence for every wish that could not be fulfilled.
+        blocks: number of repeated blocks in the branch, and in the backbone's tail.
+        width: its channels, as a multiple of the backbone's.
+        notes: one sentence per request that could not be met.
     """
 
     branch: SideBranch
@@ -80,13 +80,13 @@ def grow(
     """Branches for a backbone, b1, nearest the top, first.
 
     Args:
-        backbone: images to logits [N, K]; left as it is. Its device and dtype are the branches'.
+        backbone: images to logits [N, K]; not changed. The branches get its device and dtype.
         at: paths of the modules to fork at, in any order; if none, the ends of the last stages before the final one,
-            or, where the resolution does not fall in stages, evenly spaced blocks.
-        count: how many branches, where `at` does not say.
-        growth: their depth, width and first weights.
-        input_size: of an image: channels, height, width. Stages are looked for at the size that the model was made for
-            (timm knows it); this one is where the branches must work as well.
+            or evenly spaced blocks where the resolution does not drop in stages.
+        count: number of branches; ignored with `at`.
+        growth: depth, width and initial weights of the branches.
+        input_size: of an image: channels, height, width. Stages are found at the size that timm gives for the model;
+            the branches must also work at this one.
 
     Raises:
         UserError: the backbone's forward pass cannot be followed, or there is no fork; it says why.
@@ -110,7 +110,7 @@ def grow(
 def movable(
     branches: Sequence[SideBranch], backbone: nn.Module, input_size: Sequence[int] | None = None
 ) -> list[SideBranch]:
-    """The same branches, their roots free to move over the blocks of their stages that give the same shape.
+    """The same branches with movable roots: over the blocks of their stage whose output has the same shape.
 
     Raises:
         UserError: the backbone's forward pass cannot be followed.
@@ -122,7 +122,7 @@ def movable(
 def _grow_somewhere(
     backbone: nn.Module, at: Sequence[str], count: int, growth: Growth, input_size: Sequence[int] | None
 ) -> list[Grown]:
-    """Branches on the meta device: stages as the likely size shows them, tails that work at the given one."""
+    """Branches on the meta device: stages found at the model's likely size, tails that work at the given size."""
     traced = trace_own(backbone, input_size)
     forks = _chosen(traced, backbone, at, count)
     if input_size is not None and tuple(input_size) != tuple(traced.images.shape[1:]):
@@ -140,7 +140,7 @@ def _chosen(traced: Trace, backbone: nn.Module, at: Sequence[str], count: int) -
 
 
 def _same(one: fx.Graph, other: fx.Graph) -> bool:
-    """Whether two tails do the same; sizes that are constants in them may tell them apart."""
+    """Whether two tails have the same code; sizes that are constants in it may differ."""
     return str(one.python_code("self").src) == str(other.python_code("self").src)
 
 
@@ -154,7 +154,7 @@ def _grow_all(traced: Trace, backbone: nn.Module, forks: Sequence[str], growth: 
 
 
 def trace_own(backbone: nn.Module, input_size: Sequence[int] | None = None) -> Trace:
-    """The forward pass at the first size that the backbone takes of those it was likely made for, and this one."""
+    """The forward pass at the first accepted size: those the backbone was likely made for, then this one."""
     sizes = own_sizes(backbone) + ([] if input_size is None else [tuple(input_size)])
     for size in sizes[:-1]:
         with suppress(UserError):
@@ -163,9 +163,9 @@ def trace_own(backbone: nn.Module, input_size: Sequence[int] | None = None) -> T
 
 
 def own_sizes(backbone: nn.Module) -> list[tuple[int, ...]]:
-    """The size of an image that a backbone was made for, likeliest first: timm's word, else ImageNet's.
+    """Image sizes that a backbone was likely made for, likeliest first: timm's `input_size`, else ImageNet's.
 
-    The channels are those of the first convolution, but for stems that fold pixels into channels before it.
+    The channels are those of the first convolution; timm's are tried too, for stems that fold pixels into channels.
     """
     config = getattr(backbone, "pretrained_cfg", None)
     known = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else (3, 224, 224)
@@ -192,10 +192,10 @@ def _grow(traced: Trace, training: Trace | None, name: str, at: str, is_nearest:
         _without_dropout(graph), _without_dropout(training.tail(training.fork(at))[0])
     ):
         notes.append(
-            f"{name} does in training, too, what the backbone does in evaluation: its forward pass depends on the mode"
+            f"{name} runs the backbone's evaluation forward in training too: its forward pass depends on the mode"
         )
-    kept, total = thin(graph, calls, traced.root, 1.0 if is_nearest else growth.depth)
-    if not is_nearest and growth.depth < 1 and kept == total:
+    kept, total = thin(graph, calls, traced.root, 1.0 if is_nearest else growth.keep)
+    if not is_nearest and growth.keep < 1 and kept == total:
         notes.append(f"{name} is as deep as main: no block that follows '{at}' repeats")
     body, width = _body(traced.root, graph), 1.0
     if is_nearest and growth.width != 1:
@@ -209,7 +209,7 @@ def _grow(traced: Trace, training: Trace | None, name: str, at: str, is_nearest:
     return Grown(SideBranch(name, at, body), (kept, total), width, tuple(notes))
 
 
-# Dropout as a function reads the mode of the moment at which it was traced; as a module it follows the model's.
+# Functional dropout has the mode of the tracing as a constant; as a module it follows the model's mode.
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     functional.dropout: nn.Dropout,
     functional.dropout1d: nn.Dropout1d,
@@ -230,7 +230,7 @@ def _without_dropout(graph: fx.Graph) -> fx.Graph:
 
 
 def _body(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The tail as a module on the meta device; its parameters' paths are the backbone's."""
+    """The tail as a module on the meta device; its parameters have the paths that they have in the backbone."""
     graph = _copy(graph)
     parts: dict[str, Any] = {}
     for node in list(graph.nodes):
@@ -259,12 +259,12 @@ def _copy(graph: fx.Graph) -> fx.Graph:
 
 
 def _try_out(body: fx.GraphModule, fork: fx.Node, logits: Tensor, name: str) -> None:
-    """One image, as many as at an evaluation's end, must give one row of logits."""
+    """One image must give one row of logits."""
     features = value_of(fork)[:1]
     try:
         with torch.no_grad():
             given = body.eval().forward(features)
     except FAILURES as error:
-        raise UserError(f"no branch {name}: the backbone's tail does not run alone: {reason(error)}") from error
+        raise UserError(f"no branch {name}: the backbone's tail does not run on its own: {reason(error)}") from error
     if given.shape != (1, logits.shape[1]):
         raise UserError(f"no branch {name}: the backbone's tail gives {tuple(given.shape)} for one image, not logits")

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sidebranch.core.model import BranchedModel
 from sidebranch.errors import UserError
-from sidebranch.model import BranchedModel
 
 
 @dataclass(frozen=True)
-class Measure:
-    """What runs from a fork to a classifier.
+class Structure:
+    """The layers from a fork to a classifier.
 
     Attributes:
         blocks: kinds of building block: class names, or the kernels of a plain sequence of convolutions.
@@ -45,8 +45,8 @@ class BranchCheck:
 
     name: str
     at: str
-    branch: Measure
-    main: Measure
+    branch: Structure
+    main: Structure
     broken: tuple[str, ...]
 
 
@@ -54,7 +54,7 @@ def check_branches(net: BranchedModel, input_size: Sequence[int]) -> tuple[Branc
     """Measures every branch, and main's tail after its fork.
 
     Args:
-        net: left as it is.
+        net: not changed.
         input_size: of an image: channels, height, width.
 
     Raises:
@@ -67,14 +67,14 @@ def check_branches(net: BranchedModel, input_size: Sequence[int]) -> tuple[Branc
         tail = [each for each in convolutions["main"] if each.when > when]
         if not tail:
             raise UserError(f"'{name}' cannot be compared with main: no convolution of main follows the fork '{at}'")
-        main, branch = _measure(net.backbone, tail, size), _measure(net.branches[name], convolutions[name], size)
+        main, branch = _structure(net.backbone, tail, size), _structure(net.branches[name], convolutions[name], size)
         checks.append(BranchCheck(name, at, branch, main, _broken(name, place == 0, branch, main)))
     return tuple(checks)
 
 
 @dataclass(frozen=True)
 class _Convolution:
-    """One that ran: when, its path in its root, its output's height."""
+    """A convolution that ran: when, its path in its root, the height of its output."""
 
     when: int
     path: str
@@ -85,7 +85,7 @@ class _Convolution:
 def _run(
     net: BranchedModel, input_size: Sequence[int]
 ) -> tuple[dict[str, list[_Convolution]], dict[str, tuple[int, int]]]:
-    """The convolutions of main and of each branch in the order in which they ran; each fork's time and height."""
+    """The convolutions of main and of each branch in the order in which they ran; time and height of each fork."""
     convolutions: dict[str, list[_Convolution]] = {name: [] for name in net.names}
     forks: dict[str, tuple[int, int]] = {}
     clock = iter(range(10**9))
@@ -124,7 +124,7 @@ def _run(
 
 @contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module in the mode it was in."""
+    """Evaluation mode; afterwards every module has its previous mode."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
@@ -134,10 +134,10 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _measure(root: nn.Module, convolutions: list[_Convolution], height: int) -> Measure:
+def _structure(root: nn.Module, convolutions: list[_Convolution], height: int) -> Structure:
     if not convolutions:
-        return Measure(frozenset({"no convolution"}), 0, 0, 0)
-    return Measure(
+        return Structure(frozenset({"no convolution"}), 0, 0, 0)
+    return Structure(
         blocks=frozenset(_block(root, each.path) for each in convolutions),
         downsamplings=round(math.log2(height / convolutions[-1].height)),
         width=max(each.module.out_channels for each in convolutions),
@@ -146,7 +146,7 @@ def _measure(root: nn.Module, convolutions: list[_Convolution], height: int) -> 
 
 
 def _block(root: nn.Module, path: str) -> str:
-    """The kind of building block that a convolution stands in: its outermost ancestor that is no sequence of others."""
+    """The building block that a convolution belongs to: its outermost ancestor that is no sequence of blocks."""
     ancestors = [root, *(root.get_submodule(path[:end]) for end in _dots(path))]
     for each in ancestors[1:] or ancestors:
         if isinstance(each, nn.Sequential):
@@ -166,7 +166,7 @@ def _kernels(module: nn.Module) -> str:
     return "-".join(sizes) + " convolutions"
 
 
-def _broken(name: str, is_nearest: bool, branch: Measure, main: Measure) -> tuple[str, ...]:
+def _broken(name: str, is_nearest: bool, branch: Structure, main: Structure) -> tuple[str, ...]:
     broken = []
     if not branch.blocks <= main.blocks:
         own, its = (", ".join(sorted(each.blocks)) for each in (branch, main))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from sidebranch.core.model import SideBranch
 from sidebranch.errors import UserError
-from sidebranch.model import SideBranch
 
 
 def pooled_head(

@@ -1,4 +1,4 @@
-"""A network for photographs, made one for thumbnails: its stem keeps the resolution of 32x32 to 64x64 images."""
+"""Adapt an ImageNet network to images of 32x32 to 64x64: take the down-samplings out of its stem."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from sidebranch.errors import UserError
 
 
 def small_input(backbone: nn.Module) -> nn.Module:
-    """Takes the stem's down-samplings, at most two, out of a backbone, and gives it back.
+    """Removes the stem's down-samplings, at most two, from a backbone, and returns it.
 
-    The first convolution gets stride 1, and a 3x3 kernel, drawn anew, if its own was larger; pooling in the stem goes.
-    Everything else stays, pretrained weights too. What ships then loads into `small_input(timm.create_model(...))`.
+    The first convolution gets stride 1 and, if its kernel was larger, a re-initialised 3x3 kernel; pooling in the stem
+    is removed. Everything else stays, pretrained weights too. The shipped weights load into
+    `small_input(timm.create_model(...))`.
 
     Args:
         backbone: changed in place, before branches are attached.
@@ -43,7 +44,7 @@ def small_input(backbone: nn.Module) -> nn.Module:
 
 
 def _downsamplings(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
-    """What lowers the resolution before the first block: convolutions, pools; path and module."""
+    """Convolutions and pools that lower the resolution before the first block: path and module."""
     found: list[tuple[str, nn.Module]] = []
     for node in trace_own(backbone).graph.nodes:
         if node.op != "call_module" or not node.all_input_nodes:
@@ -67,6 +68,8 @@ def _make_3x3(convolution: nn.Conv2d) -> None:
     convolution.kernel_size = (3, 3)
     if not isinstance(convolution.padding, str):
         convolution.padding = (1, 1)
+    if hasattr(convolution, "_reversed_padding_repeated_twice"):  # read by every padding_mode but "zeros"
+        convolution._reversed_padding_repeated_twice = [1, 1, 1, 1]
     convolution.weight = nn.Parameter(torch.empty(*old.shape[:2], 3, 3, device=old.device, dtype=old.dtype))
     with torch.no_grad():
         redraw(convolution.weight, old, convolution, convolution)

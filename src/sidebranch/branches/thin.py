@@ -1,4 +1,4 @@
-"""Thinned in depth: fewer of the blocks that repeat (rule 3 of DHM's supplement A, for the farther branches)."""
+"""Make a tail shorter: leave out repeated blocks (rule 3 of DHM's supplement A, for the farther branches)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from sidebranch.branches.trace import cuts_of, has_weights, is_feature
 from sidebranch.branches.tracer import Call, is_read_later, value_of
 
 
-def thin(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module, depth: float) -> tuple[int, int]:
-    """Leaves the last of each stage's repeated blocks out.
+def thin(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module, keep: float) -> tuple[int, int]:
+    """Removes the last repeated blocks of each stage.
 
-    A stage is what gives one shape; its repeated blocks are those of its most frequent kind, if their output has the
-    shape of their input. Of n blocks, ceil(depth n) stay: 3 of ResNet-50's 6 and 2 of its 3, as in DHM's supplement,
-    Table 4.
+    A stage is a run of blocks with one output shape; its repeated blocks are those of its most frequent class whose
+    output has the shape of their input. Of n blocks, ceil(keep n) stay: 3 of ResNet-50's 6 and 2 of its 3, as in
+    DHM's supplement, Table 4.
 
     Args:
         graph: a tail, changed in place.
-        calls: its modules' runs.
-        root: what its names refer to.
-        depth: share of the blocks to keep, in (0, 1].
+        calls: input and output nodes of its modules.
+        root: the module that the graph's names refer to.
+        keep: share of the blocks to keep, in (0, 1].
 
     Returns:
-        How many blocks of the repeating kinds stay, and how many there were.
+        Number of blocks of the repeated classes that stay, and that there were.
     """
     kept = total = 0
     for stage in _stages(graph, calls, root):
@@ -35,7 +35,7 @@ def thin(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module, depth: flo
         repeats = [path for path in blocks if _repeats(calls[path])]
         if not repeats:
             continue
-        stay = max(math.ceil(depth * len(blocks)), len(blocks) - len(repeats))
+        stay = max(math.ceil(keep * len(blocks)), len(blocks) - len(repeats))
         for path in reversed(repeats[len(repeats) - (len(blocks) - stay) :]):
             _leave_out(calls[path], root)
         kept, total = kept + stay, total + len(blocks)
@@ -48,7 +48,7 @@ def thin(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module, depth: flo
 
 
 def _stages(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module) -> list[list[str]]:
-    """The blocks through which everything flows, in stages of one output shape."""
+    """The blocks between two cuts of the graph, grouped into stages of one output shape."""
     cuts = cuts_of(graph) | {next(iter(graph.nodes))}
     flows = {
         path: call
@@ -72,7 +72,7 @@ def _stages(graph: fx.Graph, calls: Mapping[str, Call], root: nn.Module) -> list
 
 
 def _is_sequence(path: str, flows: Mapping[str, Call], root: nn.Module) -> bool:
-    """Whether a module is a sequence of others, and no block itself."""
+    """Whether a module is a sequence of blocks, not a block itself."""
     inside = [each for each in flows if each.startswith(f"{path}.")]
     return type(root.get_submodule(path)) is nn.Sequential or any(_repeats(flows[each]) for each in inside)
 
@@ -82,12 +82,12 @@ def _inside(path: str, others: set[str]) -> bool:
 
 
 def _repeats(call: Call) -> bool:
-    """Whether what comes out has the shape of what goes in."""
+    """Whether output and input have the same shape."""
     return value_of(call.input).shape == value_of(call.output).shape
 
 
 def _leave_out(call: Call, root: nn.Module) -> None:
-    """Takes a block out; of a plain convolution, also the norm and the activation that follow it."""
+    """Removes a block; with a plain convolution, also the norm and the activation after it."""
     assert call.input is not None
     assert call.output is not None
     last = call.output

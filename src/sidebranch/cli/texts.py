@@ -1,20 +1,21 @@
-"""What the command says of itself."""
+"""Help texts of the commands."""
 
 TRAIN_HELP = """Train a network with side branches; ship the plain backbone.
 
 RECIPE is a shipped name (`sidebranch recipes` lists them), a YAML file, or a run folder,
-which repeats that run. Every field of a recipe is a flag:
+to repeat that run. Every field of a recipe is a flag; `sidebranch train RECIPE --help` shows
+the recipe's values:
 
   sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1
   sidebranch train cifar100/resnet32 --method baseline --print-config
   sidebranch train cifar100/resnet32 --method dks --optim.lr 0.05 --seed 1 --resume
 
-Ctrl-C saves and stops; the same command with --resume goes on where it stopped."""
+Ctrl-C saves and stops; the same command with --resume continues."""
 
 EVAL_HELP = """Evaluate a run on its validation images.
 
 Prints the top-1 and top-5 error of every classifier and of their ensemble;
-of re-identification, mAP and CMC of every classifier's features.
+for re-identification, mAP and CMC of every classifier's features.
 
   sidebranch eval runs/cifar100-resnet32-dhm-seed0
   sidebranch eval runs/cifar100-resnet32-dhm-seed0 --checkpoint best --data.root /elsewhere
@@ -37,13 +38,13 @@ REPORT_HELP = """Write one self-contained HTML page that compares runs.
 
 BRANCHES_HELP = """Show where side branches fork from a backbone, and what they would cost.
 
-BACKBONE is a name that timm knows. Nothing is trained, downloaded or kept in memory.
+BACKBONE is a timm name. Nothing is trained or downloaded; weights take no memory.
 
   sidebranch branches efficientnet_b0
   sidebranch branches resnet50 --at layer2 layer3 --width 1
   sidebranch branches cifar_resnet32 --kind auto --num-classes 100 --json"""
 
-PREPARE_HELP = """Put a data set in order before training.
+PREPARE_HELP = """Check, sort, pack or generate a data set.
 
   sidebranch prepare check data/photos
   sidebranch prepare imagenet-val data/imagenet/val --devkit ILSVRC2012_devkit_t12 --dry-run
@@ -52,13 +53,15 @@ PREPARE_HELP = """Put a data set in order before training.
 
 CHECK_HELP = """Decode every image under DIR/train and DIR/val, and compare their classes.
 
-Exit status 1 where a file is no image or a class is in only one of them."""
+Exit status: 0, no faults; 1, an image is unreadable or a class is in one split only."""
 
-IMAGENET_VAL_HELP = """Move ImageNet's 50,000 flat validation images into a folder a class.
+IMAGENET_VAL_HELP = """Move ImageNet's 50,000 flat validation images into one folder per class.
 
-May be interrupted and run again."""
+It can be interrupted and run again. Exit status 1 if images are missing."""
 
-SYNTHETIC_REID_HELP = """Draw a small re-identification set of people before six cameras, laid out as Market-1501.
+SYNTHETIC_REID_HELP = """Generate a small re-identification set, laid out like Market-1501.
+
+Drawn persons, seen by six cameras.
 
 For tests and a first run: sidebranch train market1501/mobilenet --data.root DIR"""
 
@@ -66,6 +69,6 @@ SHARDS_HELP = """Pack a folder of classes, or hf:NAME, into WebDataset tar shard
 
 Train on them with --data.root OUTPUT, or with the address that OUTPUT is copied to."""
 
-COST_NOTE = """Depth: convolutions, of main's after the fork. Width: most channels, by main's.
-MACs: multiply-adds of one image, forward. Activations: what its backward pass
-keeps, in float32. Times: multiply-adds, by main's."""
+COST_NOTE = """Depth: convolutions of the branch / of main after the fork. Width: most channels,
+as a multiple of main's. MACs: multiply-adds of one image, forward. Activations:
+memory kept for its backward pass, in float32. Times: MACs divided by main's."""

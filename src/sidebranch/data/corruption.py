@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from sidebranch.errors import UserError
 from sidebranch.seeding import uniform
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 def corrupt_labels(

@@ -1,6 +1,6 @@
-"""What side branches cost in training: parameters, arithmetic and memory, counted on the meta device.
+"""Cost of side branches in training: parameters, arithmetic and memory, counted on the meta device.
 
-In: a branched model, on any device, and the size of an image. Out: a `Cost` a classifier, and where branches may fork.
+In: a branched model, on any device, and the size of an image. Out: a `Cost` per classifier, and the possible forks.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from sidebranch.branches.forks import channels, resolution
 from sidebranch.branches.grow import trace_own
 from sidebranch.branches.trace import meta_copy, trace
 from sidebranch.branches.tracer import value_of
+from sidebranch.core.model import BranchedModel
 from sidebranch.errors import UserError
-from sidebranch.model import BranchedModel
 
 BATCH = 2
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one classifier: of main, all of it; of a branch, what it adds.
+    """Cost of main, or the additional cost of a branch.
 
     Attributes:
         at: where a branch forks; empty for main.
-        parameters: how many.
+        parameters: number of them.
         macs: multiply-adds of one image's forward pass.
-        activations: bytes that one image's backward pass keeps of the forward pass, in float32.
-        depth: of a branch: its convolutions, and those of main's tail after the fork, "9/28"; empty if there are none.
-        width: of a branch: its most channels over those of that tail, "x2".
+        activations: bytes kept for the backward pass of one image, in float32.
+        depth: convolutions of a branch and of main's tail after the fork, "9/28"; empty if there are none.
+        width: most channels of a branch, as a multiple of the tail's, "x2".
     """
 
     name: str
@@ -48,13 +48,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a branch may fork.
+    """A place where a branch can fork.
 
     Attributes:
         at: path of a module.
-        shape: of its output for one image.
-        channels: of it.
-        cells: height times width, or tokens.
+        shape: of the module's output for one image.
+        channels: C.
+        cells: height times width, or number of tokens.
     """
 
     at: str
@@ -68,11 +68,11 @@ class Anatomy:
     """A backbone's forks and its branches' costs.
 
     Attributes:
-        input_size: of an image, for which the costs are counted.
-        places: everywhere that a branch may fork, in the order of the forward pass.
+        input_size: of the image that the costs are for.
+        places: where a branch can fork, in the order of the forward pass.
         costs: of main, then of every branch.
-        times_baseline: a training step's multiply-adds with the branches over those without.
-        notes: what the branches could not be made.
+        times_baseline: multiply-adds of a training step, as a multiple of those without branches.
+        notes: requests for automatic branches that could not be met.
     """
 
     input_size: tuple[int, ...]
@@ -83,7 +83,7 @@ class Anatomy:
 
 
 def anatomy(net: BranchedModel, input_size: Sequence[int] | None = None, notes: Sequence[str] = ()) -> Anatomy:
-    """Forks and costs, at this size of images or, if none is given, at the one that the backbone was made for."""
+    """Forks and costs for this size of images; by default the size that the backbone was made for."""
     traced = trace(net.backbone, input_size) if input_size else trace_own(net.backbone)
     size = traced.images.shape[1:]
     places = []
@@ -99,22 +99,22 @@ def costs(net: BranchedModel, input_size: Sequence[int]) -> list[Cost]:
     """Main's cost, then every branch's.
 
     Args:
-        net: left as it is.
+        net: not changed.
         input_size: of an image: channels, height, width.
     """
     net = meta_copy(net)
-    main = _measure(net, ("main",), input_size)
+    main = _count(net, ("main",), input_size)
     found = [Cost("main", "", _parameters(net.backbone), *main)]
     compared = _compared(net, input_size)
     for name, at in net.forks.items():
-        macs, activations = _measure(net, ("main", name), input_size)
+        macs, activations = _count(net, ("main", name), input_size)
         added = Cost(name, at, _parameters(net.branches[name]), macs - main[0], activations - main[1])
         found.append(replace(added, **compared.get(name, {})))
     return found
 
 
 def _compared(net: BranchedModel, input_size: Sequence[int]) -> dict[str, dict[str, str]]:
-    """Depth and width beside main's tail, where there are convolutions to count."""
+    """Depth and width compared with main's tail, if there are convolutions to count."""
     try:
         checks = check_branches(net, input_size)
     except UserError:
@@ -129,7 +129,7 @@ def _compared(net: BranchedModel, input_size: Sequence[int]) -> dict[str, dict[s
     }
 
 
-def _measure(net: BranchedModel, live: Sequence[str], input_size: Sequence[int]) -> tuple[int, int]:
+def _count(net: BranchedModel, live: Sequence[str], input_size: Sequence[int]) -> tuple[int, int]:
     """Multiply-adds and kept bytes of one image."""
     like = next(net.parameters())
     images = torch.empty(BATCH, *input_size, device="meta", dtype=like.dtype)

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sidebranch.inspect.record import Record, by_kind
 
-# Okabe and Ito's palette: told apart with any colour vision. Methods keep theirs; further kinds of run take the rest.
+# Okabe and Ito's palette, for any colour vision. Methods have fixed colours; other kinds of run take the rest.
 COLOURS = {"baseline": "#555555", "DSL": "#E69F00", "DKS": "#0072B2", "DHM": "#009E73"}
 FURTHER = ("#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
 RANKS = 20  # of a CMC curve
@@ -30,19 +30,19 @@ STYLE: dict[Any, Any] = {
 
 
 def training_curves(records: Sequence[Record]) -> str:
-    """Main's measure against the epoch: training solid, validation dashed, a colour a method, a line a seed.
+    """Main's headline metric by epoch: training solid, validation dashed; a colour per method, a line per seed.
 
-    mAP is of other people than those trained on, so there it is validation alone.
+    mAP has no training curve: it is measured on persons who are not in the training set.
     """
-    measure = records[0].measure
-    parts = {"val": "--"} if measure.higher_is_better else {"train": "-", "val": "--"}
+    headline = records[0].headline
+    parts = {"val": "--"} if headline.higher_is_better else {"train": "-", "val": "--"}
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure("epoch", f"{measure.name} of main, %")
+        figure, axes = _figure("epoch", f"{headline.name} of main, %")
         for place, (kind, group) in enumerate(by_kind(records).items()):
             for position, record in enumerate(group):
                 epochs = [row["epoch"] for row in record.rows]
                 for part, dashes in parts.items():
-                    errors = [row.get(f"{part}/{measure.key}/main", float("nan")) for row in record.rows]
+                    errors = [row.get(f"{part}/{headline.key}/main", float("nan")) for row in record.rows]
                     what = "training" if part == "train" else "validation"
                     name = None if position else f"{kind}, {what}"
                     alpha = 0.9 if len(group) == 1 else 0.6
@@ -56,11 +56,11 @@ def training_curves(records: Sequence[Record]) -> str:
 
 
 def final_errors(records: Sequence[Record]) -> str:
-    """Every classifier's measure after the last epoch: a dot a seed, a bar at their mean."""
+    """Every classifier's headline metric after the last epoch: a dot per seed, a bar at their mean."""
     groups = by_kind(records)
     columns = list(dict.fromkeys(column for record in records for column in record.columns))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure("", f"final validation {records[0].measure.name}, %")
+        figure, axes = _figure("", f"final validation {records[0].headline.name}, %")
         width = 0.7 / len(groups)
         for position, (kind, group) in enumerate(groups.items()):
             colour = _colour(kind, position)
@@ -80,7 +80,7 @@ def final_errors(records: Sequence[Record]) -> str:
 
 
 def cmc_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
-    """Share of queries with a match among the first so many, by main's features: kind of run to its seeds' curves."""
+    """CMC by main's features. In: kind of run to the curves of its seeds."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("rank", "queries with a match up to that rank, %")
         for place, (kind, seeds) in enumerate(curves.items()):

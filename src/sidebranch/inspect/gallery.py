@@ -1,4 +1,4 @@
-"""What re-identification found: for some queries, the gallery images nearest to them, run beside run, as HTML."""
+"""Nearest gallery images of some queries in re-identification runs, side by side, as HTML."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class Found:
         return [self.table["files"][number] for number in self.table["queries"]]
 
     def image(self, number: int, what: str) -> str:
-        """One of its test images, within the page."""
+        """A test image, embedded in the page."""
         return _image(Path(self.table["root"]) / self.table["files"][number], what)
 
 
 def read_rankings(record: Record, data_root: str = "") -> dict[str, Any] | None:
-    """A run's CMC curves and nearest images; None if it is not finished.
+    """A run's CMC curves and nearest images; None if the run is not finished.
 
     Args:
         record: of the run.
-        data_root: where its images lie, if they have moved.
+        data_root: where its images are, if they have moved.
     """
     path = record.folder.rankings
     if not path.is_file():
@@ -70,15 +70,15 @@ def read_rankings(record: Record, data_root: str = "") -> dict[str, Any] | None:
 
 
 def gallery(records: Sequence[Record], queries: Sequence[str] = (), data_root: str = "") -> str:
-    """The nearest ten for each chosen query, a row for each kind of run: the first of its seeds that is finished.
+    """The ten nearest images of each chosen query; one row per kind of run, of its first finished seed.
 
     Args:
         records: re-identification runs.
         queries: files of queries, or the ends of their paths; if none, six of those with a match, evenly spaced.
-        data_root: where the images lie, if they have moved.
+        data_root: where the images are, if they have moved.
 
     Raises:
-        UserError: a chosen query is not one, or no run is finished to show it of.
+        UserError: a chosen query does not exist, or no run is finished.
     """
     found = []
     for kind, group in by_kind(records).items():
@@ -86,14 +86,14 @@ def gallery(records: Sequence[Record], queries: Sequence[str] = (), data_root: s
         found += [Found(kind, table) for table in tables if table is not None][:1]
     if not found:
         if queries:
-            raise UserError("none of these runs is finished; what is nearest to a query is known at a run's end")
+            raise UserError("none of these runs is finished; the nearest images are written at a run's end")
         return ""
     chosen = [_named(each, found[0].queries) for each in queries] or _spaced(found[0])
     return "".join(_query(name, [each for each in found if name in each.queries]) for name in chosen)
 
 
 def _named(name: str, queries: Sequence[str]) -> str:
-    """The query whose path is this, or ends with it."""
+    """The query with this path, or with a path that ends with it."""
     meant = [each for each in queries if each == name or each.endswith(f"/{name}")]
     if not meant:
         raise UserError(f"no query '{name}'; {nearest(name, [Path(each).name for each in queries])}")
@@ -103,7 +103,7 @@ def _named(name: str, queries: Sequence[str]) -> str:
 
 
 def _spaced(found: Found) -> list[str]:
-    """Some queries that have a match, from the first to the last in the order of their files."""
+    """Evenly spaced queries that have a match, in the order of their files."""
     precisions = found.table["average_precision"]
     known = [name for name, precision in zip(found.queries, precisions, strict=True) if precision >= 0]
     count = min(SHOWN, len(known))
@@ -111,7 +111,7 @@ def _spaced(found: Found) -> list[str]:
 
 
 def _query(name: str, found: Sequence[Found]) -> str:
-    """One query: its own image, and a row of gallery images a run."""
+    """One query: its image, and a row of gallery images per run."""
     rows = []
     for place, each in enumerate(found):
         table, at = each.table, each.queries.index(name)
@@ -120,9 +120,9 @@ def _query(name: str, found: Sequence[Found]) -> str:
         asked = f'<div class="cell asked">{each.image(number, "query")}query</div>' if not place else "<div></div>"
         cells = [_cell(each, other, table["identities"][other] == who) for other in table["nearest"][at] if other >= 0]
         precision = table["average_precision"][at]
-        told = f"AP {100 * precision:.0f} %" if precision >= 0 else "no match to find"
+        text = f"AP {100 * precision:.0f} %" if precision >= 0 else "no match to find"
         rows.append(
-            f'<div class="row"><div class="who"><b>{escape(each.kind)}</b>{told}</div>{asked}{"".join(cells)}</div>'
+            f'<div class="row"><div class="who"><b>{escape(each.kind)}</b>{text}</div>{asked}{"".join(cells)}</div>'
         )
     return f'<div class="found"><h3>{escape(name)}</h3><div class="scroll">{"".join(rows)}</div></div>'
 
@@ -134,7 +134,7 @@ def _cell(found: Found, number: int, is_right: bool) -> str:
 
 
 def _image(path: Path, what: str) -> str:
-    """The image itself, within the page."""
+    """The image, embedded in the page."""
     try:
         with Image.open(path) as file:
             small = file.convert("RGB")

@@ -1,4 +1,4 @@
-"""A run folder, read back; and several of them, summarised method by method."""
+"""Read run folders, and summarise them by kind of run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from sidebranch.engine import Config, RunFolder, recipe
-from sidebranch.engine.config import as_dict, differences
-from sidebranch.engine.measure import Measure, measure_of
+from sidebranch.config import recipe
+from sidebranch.config.compare import as_dict, differences
+from sidebranch.config.schema import Config
 from sidebranch.errors import UserError
+from sidebranch.runs.folder import RunFolder
+from sidebranch.runs.headline import Headline, headline_of
 
 
 @dataclass(frozen=True)
@@ -31,29 +33,34 @@ class Record:
     environment: dict[str, Any]
 
     @property
-    def measure(self) -> Measure:
-        """What it is judged by: validation top-1 error, or mAP."""
-        return measure_of(self.rows[-1])
+    def headline(self) -> Headline:
+        """The headline metric: validation top-1 error, or mAP."""
+        return headline_of(self.rows[-1])
+
+    @property
+    def images(self) -> int | None:
+        """Number of validation images; None if the run did not record it."""
+        return self.environment.get("images", {}).get("val")
 
     @property
     def columns(self) -> list[str]:
-        """The classifiers that were evaluated, and "ensemble" or "concat"."""
-        return self.measure.columns(self.rows[-1])
+        """The evaluated classifiers, and "ensemble" or "concat"."""
+        return self.headline.columns(self.rows[-1])
 
     def value(self, column: str) -> float:
-        """Its measure after the last epoch, in percent."""
-        return self.measure.of(self.rows[-1], column)
+        """The headline metric after the last epoch, in percent."""
+        return self.headline.of(self.rows[-1], column)
 
     @property
     def best(self) -> float:
-        """Main's best over the epochs, in percent: optimistic, as it was chosen by looking."""
-        values = [self.measure.of(row) for row in self.rows]
-        return max(values) if self.measure.higher_is_better else min(values)
+        """Main's best epoch, in percent: optimistic, as it is selected on the validation images."""
+        values = [self.headline.of(row) for row in self.rows]
+        return max(values) if self.headline.higher_is_better else min(values)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds (0 for one)."""
+    """Mean and sample standard deviation over seeds (0 for one seed)."""
 
     mean: float
     std: float
@@ -64,7 +71,7 @@ class Spread:
 
 
 def read_record(folder: RunFolder) -> Record:
-    """Reads a run folder in which at least one epoch is done."""
+    """Reads a run folder with at least one finished epoch."""
     if not folder.config.is_file() or not folder.metrics.is_file():
         raise UserError(f"'{folder.root}' is no run folder with a finished epoch: it lacks config.yaml or metrics.csv")
     try:
@@ -73,44 +80,50 @@ def read_record(folder: RunFolder) -> Record:
         environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
     except ValueError as error:
         raise UserError(f"metrics.csv or environment.json of '{folder.root}' cannot be read: {error}") from error
-    if not rows or "main" not in measure_of(rows[-1]).columns(rows[-1]):
+    if not rows or "main" not in headline_of(rows[-1]).columns(rows[-1]):
         raise UserError(f"'{folder.metrics}' has no row with the error of main: no epoch is finished")
     return Record(folder, recipe.load(folder.config), rows, environment)
 
 
 def label(method: str) -> str:
-    """A method's name as it is written in prose."""
+    """A method's name in prose."""
     return method if method == "baseline" else method.upper()
 
 
 def by_kind(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Runs that differ in nothing but the seed, under a name that tells them from the others.
+    """Groups runs that differ only in the seed; the name of a group tells it from the others.
 
-    The name is the method, and what else differs from the first record: "DHM, optim.lr 0.05".
+    The name is the method, and the settings that differ from the first record: "DHM, optim.lr 0.05".
 
     Raises:
-        UserError: a run is given twice, or some classify and others re-identify.
+        UserError: a run is given twice, or the runs are of both classification and re-identification.
     """
-    if len({record.measure for record in records}) > 1:
+    if len({record.headline for record in records}) > 1:
         raise UserError("these runs are of two tasks, classification and re-identification; compare those of one")
     groups: dict[str, list[Record]] = {}
-    first = as_dict(records[0].config)
     for record in records:
-        changed = [
-            each for each in differences(first, as_dict(record.config)) if not each.startswith(("method:", "seed:"))
-        ]
-        told = [f"{key} {values.split(' -> ')[-1]}" for key, values in (each.split(": ", 1) for each in changed)]
-        if len(told) > 2:  # another network or data set: its own name says it shorter
-            told = [re.sub(r"-seed\d+$", "", record.folder.root.resolve().name)]
-        group = groups.setdefault(", ".join([label(record.config.method), *told]), [])
+        changed = [each for each in changes(records[0], record) if not each.startswith(("method:", "seed:"))]
+        names = [f"{key} {values.split(' -> ')[-1]}" for key, values in (each.split(": ", 1) for each in changed)]
+        if len(names) > 2:  # such as another network or data set: the folder's name is shorter
+            names = [re.sub(r"-seed\d+$", "", record.folder.root.resolve().name)]
+        group = groups.setdefault(", ".join([label(record.config.method), *names]), [])
         if any(record.folder.root.resolve() == other.folder.root.resolve() for other in group):
             raise UserError(f"the run '{record.folder.root}' is given twice")
         group.append(record)
     return groups
 
 
+def changes(first: Record, record: Record) -> list[str]:
+    """The settings in which two runs' training differs, as "optim.lr: 0.1 -> 0.05"; also what `auto` resolved to."""
+    changed = differences(as_dict(first.config), as_dict(record.config))
+    before, after = (each.environment.get("choices", {}).get("precision") for each in (first, record))
+    if before and after and before != after and not any(each.startswith("runtime.precision:") for each in changed):
+        changed.append(f"runtime.precision: {before} -> {after}")
+    return changed
+
+
 def summarise(records: Sequence[Record]) -> dict[str, dict[str, Spread]]:
-    """Kind of run to classifier to its final measure over the seeds, in percent."""
+    """Kind of run to classifier to its final headline metric over the seeds, in percent."""
     summary: dict[str, dict[str, Spread]] = {}
     for kind, group in by_kind(records).items():
         columns = group[0].columns

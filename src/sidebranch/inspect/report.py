@@ -6,33 +6,33 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from sidebranch.engine.config import as_dict, differences
-from sidebranch.engine.files import write_text
-from sidebranch.engine.measure import MEAN_AP, TOP1
 from sidebranch.errors import UserError
 from sidebranch.inspect.curves import cmc_curves, final_errors, training_curves
 from sidebranch.inspect.gallery import STYLE as gallery_style
 from sidebranch.inspect.gallery import gallery, read_rankings
-from sidebranch.inspect.record import Record, by_kind, label, spread, summarise
+from sidebranch.inspect.record import Record, by_kind, changes, label, spread, summarise
+from sidebranch.inspect.significance import gain
+from sidebranch.runs.atomic_files import write_text
+from sidebranch.runs.headline import MEAN_AP, TOP1
 
 METHODS = {
     "baseline": "no side branches",
     "dsl": "side branches learn from the labels",
     "dks": "side branches learn from the labels and from one another",
-    "dhm": "side branches learn from the labels and, as sampling says, from one another",
+    "dhm": "side branches learn from the labels and, as sampled, from one another",
 }
 
 ERROR_CAPTION = (
-    "Each dot is a seed, each bar a mean. What ships is main; the ensemble averages all classifiers' probabilities."
+    "Each dot is a seed, each bar a mean. Main is shipped; the ensemble averages the probabilities of all classifiers."
 )
 MEAN_AP_CAPTION = (
-    "Each dot is a seed, each bar a mean. What ships is main; concat puts all classifiers' features together."
+    "Each dot is a seed, each bar a mean. Main is shipped; concat concatenates the features of all classifiers."
 )
-CMC_CAPTION = "By main's features, a line a seed."
+CMC_CAPTION = "By main's features, one line per seed."
 GALLERY = (
-    "The gallery images nearest to some queries by main's features, the nearest first: a solid frame and ✓ is the same "
-    "person, a dashed frame and ✗ another. Images of that person by the query's own camera are left out, as they are "
-    "in the numbers. AP is the query's average precision. Each row is the first finished seed of its kind."
+    "The gallery images nearest to some queries by main's features, the nearest first: a solid frame and ✓ mark the "
+    "same person, a dashed frame and ✗ another person. Images of the query's person by the query's own camera are left "
+    "out, as in the numbers. AP is the query's average precision. Each row is the first finished seed of its kind."
 )
 
 STYLE = """
@@ -56,14 +56,14 @@ code { background: #f4f4f4; padding: .1em .3em; border-radius: 3px; overflow-wra
 def write_report(
     records: Sequence[Record], path: Path, title: str = "Runs", queries: Sequence[str] = (), data_root: str = ""
 ) -> None:
-    """Writes the page; it needs nothing beside it, and no network.
+    """Writes the page: one file, which needs no other and no network.
 
     Args:
         records: the runs.
         path: of the file.
         title: of the page.
         queries: files of the re-identification queries to show; if none, a few.
-        data_root: where the images of re-identification lie, if they have moved.
+        data_root: where the re-identification images are, if they have moved.
     """
     if not records:
         raise UserError("a report needs at least one run")
@@ -72,26 +72,26 @@ def write_report(
 
 def page(records: Sequence[Record], title: str, queries: Sequence[str] = (), data_root: str = "") -> str:
     """The page's HTML."""
-    measure = records[0].measure
-    finds = measure == MEAN_AP
-    nearest = gallery(records, queries, data_root) if finds else ""
-    if queries and not finds:
-        raise UserError("--queries are of re-identification; these runs classify")
-    curves = {kind: _cmc(group) for kind, group in by_kind(records).items()} if finds else {}
+    headline = records[0].headline
+    is_reid = headline == MEAN_AP
+    nearest = gallery(records, queries, data_root) if is_reid else ""
+    if queries and not is_reid:
+        raise UserError("--queries are for re-identification; these runs are of classification")
+    curves = {kind: _cmc(group) for kind, group in by_kind(records).items()} if is_reid else {}
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{STYLE}{gallery_style if finds else ''}</style></head><body>",
+        f"<title>{escape(title)}</title><style>{STYLE}{gallery_style if is_reid else ''}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(verdict(records))}</p>',
-        f"<h2>Validation {measure.name}, %</h2>",
+        f"<h2>Validation {headline.name}, %</h2>",
         _error_table(records),
         _explanation(records),
-        *(["<h2>CMC of what ships, %</h2>", _rank_table(records)] if finds else []),
+        *(["<h2>CMC of the shipped backbone, %</h2>", _rank_table(records)] if is_reid else []),
         '<h2>Curves</h2><div class="figures">',
         _figure(training_curves(records), _curve_caption(records)),
-        _figure(final_errors(records), MEAN_AP_CAPTION if finds else ERROR_CAPTION),
+        _figure(final_errors(records), MEAN_AP_CAPTION if is_reid else ERROR_CAPTION),
         *([_figure(cmc_curves(curves), CMC_CAPTION)] if any(curves.values()) else []),
         "</div>",
         *([f"<h2>Nearest images</h2><p>{GALLERY}</p>", nearest] if nearest else []),
@@ -103,25 +103,32 @@ def page(records: Sequence[Record], title: str, queries: Sequence[str] = (), dat
 
 
 def verdict(records: Sequence[Record]) -> str:
-    """What was measured, in a sentence."""
+    """The result in a sentence: the means, the gain with its 95 % interval, and the number of images."""
     groups, summary = by_kind(records), summarise(records)
-    measure = records[0].measure
-    name = measure.name[0].upper() + measure.name[1:] if measure == TOP1 else measure.name
-    head = f"{name} of the shipped backbone ({_seeds(max(len(group) for group in groups.values()))}): "
+    headline = records[0].headline
+    name = headline.name[0].upper() + headline.name[1:] if headline == TOP1 else headline.name
+    images = {record.images for record in records}
+    count = images.pop() if len(images) == 1 else None
+    on = f" on {count:,} images" if count else ""
+    head = f"{name} of the shipped backbone{on} ({_seeds(max(len(group) for group in groups.values()))}): "
     if "baseline" not in summary or len(summary) < 2:
         return head + "; ".join(f"{kind} {errors['main']} %" for kind, errors in summary.items()) + "."
     baseline = summary.pop("baseline")["main"]
-    of_baseline = {record.config.seed: record.value("main") for record in groups["baseline"]}
-    good = "higher" if measure.higher_is_better else "lower"
+    of_baseline = _by_seed(groups["baseline"])
+    good = "higher" if headline.higher_is_better else "lower"
     sentences = []
     for kind, errors in summary.items():
-        more = errors["main"].mean - baseline.mean
-        change = f"{abs(more):.2f} points {'higher' if more > 0 else 'lower'}" if abs(more) >= 0.005 else "the same"
-        paired = [record for record in groups[kind] if record.config.seed in of_baseline]
-        won = sum(measure.is_better(record.value("main"), of_baseline[record.config.seed]) for record in paired)
+        values = _by_seed(groups[kind])
+        change = gain(values, of_baseline, count, is_share=headline == TOP1)
+        paired = values.keys() & of_baseline.keys()
+        won = sum(headline.is_better(values[seed], of_baseline[seed]) for seed in paired)
         among = f", {good} with {won} of {len(paired)} seeds" if len(paired) > 1 else ""
         sentences.append(f"{kind} {errors['main']} %, baseline {baseline} %: {change}{among}")
     return head + "; ".join(sentences) + "."
+
+
+def _by_seed(group: Sequence[Record]) -> dict[int, float]:
+    return {record.config.seed: record.value("main") for record in group}
 
 
 def _seeds(count: int) -> str:
@@ -132,7 +139,7 @@ def _error_table(records: Sequence[Record]) -> str:
     summary = summarise(records)
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
     lowest = {kind: spread([record.best for record in group]) for kind, group in by_kind(records).items()}
-    extreme = "highest" if records[0].measure.higher_is_better else "lowest"
+    extreme = "highest" if records[0].headline.higher_is_better else "lowest"
     rows = [["", *columns, f"main's {extreme}", "seeds"]]
     for kind, errors in summary.items():
         cells = [str(errors[column]) if column in errors else "" for column in columns]
@@ -143,15 +150,15 @@ def _error_table(records: Sequence[Record]) -> str:
 def _explanation(records: Sequence[Record]) -> str:
     methods = dict.fromkeys(record.config.method for record in records)
     used = [f"<b>{label(method)}</b>: {METHODS[method]}" for method in methods]
-    what, extreme = ("mAP is that", "highest") if records[0].measure == MEAN_AP else ("Errors are those", "lowest")
+    what, extreme = ("mAP is that", "highest") if records[0].headline == MEAN_AP else ("Errors are those", "lowest")
     return (
-        f"<p>{'; '.join(used)}. {what} after the last epoch, whose weights ship. The {extreme} epoch's is "
-        "optimistic: it was chosen by looking at the validation images.</p>"
+        f"<p>{'; '.join(used)}. {what} after the last epoch, whose weights are shipped. The {extreme} epoch's is "
+        "optimistic: it is selected on the validation images.</p>"
     )
 
 
 def _rank_table(records: Sequence[Record]) -> str:
-    """Share of queries with a match among the first 1, 5, 10, 20."""
+    """Share of queries with a match in the first 1, 5, 10, 20."""
     keys = [key for key in records[0].rows[-1] if key.startswith("val/rank") and key.endswith("/main")]
     rows = [["", *(key.split("/")[1].replace("rank", "rank ") for key in keys)]]
     for kind, group in by_kind(records).items():
@@ -160,27 +167,26 @@ def _rank_table(records: Sequence[Record]) -> str:
 
 
 def _cmc(group: Sequence[Record]) -> list[list[float]]:
-    """Main's CMC curve of every seed that is finished."""
+    """Main's CMC curves of the finished seeds."""
     return [table["cmc"]["main"] for record in group if (table := read_rankings(record)) is not None]
 
 
 def _curve_caption(records: Sequence[Record]) -> str:
-    if records[0].measure == MEAN_AP:
-        return "After every epoch, on people that training has not seen."
+    if records[0].headline == MEAN_AP:
+        return "After every epoch, on persons who are not in the training set."
     corrupt = records[0].config.data.corrupt_rate
     noise = (
         f" {corrupt:.0%} of the training labels were replaced, so the training error cannot be low." if corrupt else ""
     )
-    return f"Training error is measured as training goes, on augmented images.{noise}"
+    return f"Training error is measured during training, on augmented images.{noise}"
 
 
 def _run_table(records: Sequence[Record]) -> str:
     rows = [["run", "network", "data", "epochs", "shipped", "in training", "minutes", "differs in"]]
-    first = as_dict(records[0].config)
     for record in records:
         counts = record.environment.get("parameters", {})
         config = record.config
-        changed = [each.split(":")[0] for each in differences(first, as_dict(config))]
+        changed = [each.split(":")[0] for each in changes(records[0], record)]
         rows.append(
             [
                 str(record.folder.root),
@@ -198,7 +204,7 @@ def _run_table(records: Sequence[Record]) -> str:
     note = f"<p>First run on {escape(str(hardware))}" + (
         f", revision <code>{escape(revision)}</code>" if revision else ""
     )
-    return _table(rows) + note + ". Parameters shipped are the backbone's; the side branches stay behind.</p>"
+    return _table(rows) + note + ". The shipped parameters are the backbone's, without the side branches.</p>"
 
 
 def _figure(svg: str, caption: str) -> str:

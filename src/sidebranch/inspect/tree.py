@@ -9,11 +9,11 @@ from rich.tree import Tree
 
 from sidebranch.inspect.cost import Anatomy, Place
 
-SHOWN = 6  # places a stage
+SHOWN = 6  # places per stage
 
 
 def forks_tree(name: str, shown: Anatomy) -> Tree:
-    """Stages of one output shape, the places in them, and the branches that fork there."""
+    """The stages by output shape, the places in them, and the branches that fork there."""
     size = "x".join(map(str, shown.input_size))
     tree = Tree(f"[bold]{name}[/bold], images {size}", guide_style="dim")
     branches = {cost.at: cost.name for cost in shown.costs[1:]}
@@ -27,7 +27,7 @@ def forks_tree(name: str, shown: Anatomy) -> Tree:
 
 
 def cost_table(shown: Anatomy) -> Table:
-    """A line a classifier: what main is, what each branch adds, and the whole."""
+    """One line per classifier: the cost of main, and the additional cost of each branch."""
     table = Table(title=f"A training step costs {shown.times_baseline:.2f} times the baseline's", title_justify="left")
     for heading in ("", "forks at", "depth", "width", "parameters", "MACs", "activations", "times"):
         table.add_column(heading, justify="left" if heading in ("", "forks at") else "right")
@@ -55,7 +55,7 @@ def _shape(place: Place) -> str:
 
 
 def _listed(stage: list[Place], branches: dict[str, str]) -> str:
-    """The places' paths; of many, the first and the last."""
+    """The paths of the places; of many, the first and the last."""
     paths = [place.at for place in stage]
     if len(paths) <= SHOWN:
         return ", ".join(paths)

@@ -1,4 +1,4 @@
-"""Puts data sets in order before they are trained on: checks a folder, sorts ImageNet's validation images."""
+"""Check a folder of classes; sort ImageNet's validation images into classes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from sidebranch.data.crop import UNREADABLE, rgb
-from sidebranch.data.images import ImageSplit
-from sidebranch.data.scan import scanned
+from sidebranch.data.sources.decoding import EXTENSIONS, UNREADABLE, rgb
+from sidebranch.data.sources.scan import files_of_classes
 from sidebranch.errors import UserError, reason
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is in a folder of classes.
+    """The content of a folder of classes.
 
     Attributes:
         counts: split to class to number of images.
-        unreadable: paths of files that are no images.
-        differing: classes that are in only one of the splits.
+        unreadable: paths of unreadable images.
+        differing: classes that are in one split only.
     """
 
     counts: dict[str, dict[str, int]]
@@ -50,23 +48,23 @@ def check_folder(root: Path, done: Callable[[], object] = lambda: None) -> Check
     """
     if not root.is_dir():
         raise UserError(f"no folder '{root}'; give one with train/CLASS/*.jpg and val/CLASS/*.jpg")
-    splits = {name: scanned(root, name) for name in ("train", "val")}
+    splits = {name: files_of_classes(root, name) for name in ("train", "val")}
     counts, unreadable = {}, []
     with ThreadPoolExecutor(os.cpu_count() or 1) as readers:
-        for name, split in splits.items():
-            found = split.labels.bincount(minlength=len(split.classes)).tolist()
-            counts[name] = dict(zip(split.classes, found, strict=True))
-            for at, good in enumerate(readers.map(_can_read, [split] * len(split), range(len(split)))):
-                if not good:
-                    unreadable.append(split.name(at))
+        for name, classes in splits.items():
+            counts[name] = {each: len(files) for each, files in classes.items()}
+            paths = [path for files in classes.values() for path in files]
+            for path, is_readable in zip(paths, readers.map(_is_readable, paths), strict=True):
+                if not is_readable:
+                    unreadable.append(path)
                 done()
     differing = sorted(set(counts["train"]) ^ set(counts["val"]))
     return Checked(counts, unreadable, differing)
 
 
-def _can_read(split: ImageSplit, at: int) -> bool:
+def _is_readable(path: str) -> bool:
     try:
-        with Image.open(io.BytesIO(split.read(at))) as file:
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as file:
             rgb(file)
     except UNREADABLE:
         return False
@@ -75,12 +73,12 @@ def _can_read(split: ImageSplit, at: int) -> bool:
 
 @dataclass(frozen=True)
 class Moves:
-    """What sorting a folder of images comes to.
+    """The moves that sort a folder of images.
 
     Attributes:
         to_do: from path to path.
-        done: how many files are where they belong.
-        missing: names that have a label and no file.
+        done: number of files that are in their place.
+        missing: names with a label but without a file.
     """
 
     to_do: dict[Path, Path]
@@ -89,10 +87,10 @@ class Moves:
 
 
 def imagenet_val_moves(folder: Path, labels: dict[str, str]) -> Moves:
-    """Which of ImageNet's validation images go into which class's folder.
+    """The moves of ImageNet's validation images into the folders of their classes.
 
     Args:
-        folder: of the flat images, or of some of them after an interrupted run.
+        folder: of the flat images, or of the rest of them after an interrupted run.
         labels: image, without its ending, to class.
 
     Raises:
@@ -100,8 +98,8 @@ def imagenet_val_moves(folder: Path, labels: dict[str, str]) -> Moves:
     """
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'; give the one that ILSVRC2012_img_val.tar was unpacked to")
-    flat = {each.stem: each for each in folder.iterdir() if each.suffix.lower() in IMG_EXTENSIONS}
-    sorted_in = {each.stem: each for each in folder.glob("*/*") if each.suffix.lower() in IMG_EXTENSIONS}
+    flat = {each.stem: each for each in folder.iterdir() if each.suffix.lower() in EXTENSIONS}
+    sorted_in = {each.stem: each for each in folder.glob("*/*") if each.suffix.lower() in EXTENSIONS}
     to_do, missing, done = {}, [], 0
     for name, label in labels.items():
         at = sorted_in.get(name)

@@ -1,4 +1,4 @@
-"""Every method with every seed, each in a folder of its own; what is finished is not run again."""
+"""Every method with every seed, each in its own folder; finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sidebranch.engine import Config, RunFolder, train
-from sidebranch.engine.config import Method
-from sidebranch.engine.progress import Reporter
+from sidebranch.config.schema import Config, Method
+from sidebranch.runs.console import Reporter
+from sidebranch.runs.folder import RunFolder
+from sidebranch.train.loop import train
 
 
 def run_grid(
     config: Config, methods: Sequence[Method], seeds: Sequence[int], root: Path, reporter: Reporter
 ) -> list[RunFolder]:
-    """Trains the config under each method and seed, in `root`/METHOD-seedSEED; goes on where it was stopped.
+    """Trains the config with each method and seed, in `root`/METHOD-seedSEED; resumes what was stopped.
 
     Returns:
         The runs' folders, method by method.
@@ -23,6 +24,6 @@ def run_grid(
     for method in methods:
         for seed in seeds:
             folder = RunFolder(root / f"{method}-seed{seed}")
-            train(replace(config, method=method, seed=seed), folder, resume=folder.last.exists(), reporter=reporter)
+            train(replace(config, method=method, seed=seed), folder, resume=folder.is_used(), reporter=reporter)
             folders.append(folder)
     return folders

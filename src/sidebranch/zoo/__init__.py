@@ -8,8 +8,8 @@ from typing import Literal
 from timm.models.resnet import ResNet
 from torch import nn
 
+from sidebranch.core.model import SideBranch
 from sidebranch.errors import UserError
-from sidebranch.model import SideBranch
 from sidebranch.zoo import cifar_resnet, densenet, imagenet_resnet, mobilenet, wide_resnet
 from sidebranch.zoo.reference import load_reference
 

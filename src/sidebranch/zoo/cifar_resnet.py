@@ -7,16 +7,18 @@ Post-activation basic blocks in three stages of 16, 32 and 64 channels. A shortc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from sidebranch.branches import Tail
-from sidebranch.model import SideBranch
+from sidebranch.core.model import SideBranch
 from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 STAGES = ("layer1", "layer2", "layer3")
 WIDTHS = (16, 32, 64)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from sidebranch.branches import Tail
-from sidebranch.model import SideBranch
+from sidebranch.core.model import SideBranch
 from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 GROWTH = 12
 FORKS = ("transition1", "transition2", "layer3")

@@ -9,7 +9,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from sidebranch.branches import Tail
-from sidebranch.model import SideBranch
+from sidebranch.core.model import SideBranch
 from sidebranch.zoo.network import stage_after
 
 Block = BasicBlock | Bottleneck

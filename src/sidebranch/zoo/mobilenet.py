@@ -15,7 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from sidebranch.branches import Tail
-from sidebranch.model import SideBranch
+from sidebranch.core.model import SideBranch
 from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
 
 STAGES = ("layer1", "layer2", "layer3", "layer4", "layer5")

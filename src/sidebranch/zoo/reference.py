@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidebranch.core.model import BranchedModel
 from sidebranch.errors import UserError
-from sidebranch.model import BranchedModel
 
 _HEAD = re.compile(r"^(?P<module>\w+)_head(?P<number>\d+)\.(?P<rest>.+)$")
 _BRANCH = re.compile(r"^branches\.b(?P<number>\d+)\.(?P<module>\w+)\.(?P<rest>.+)$")

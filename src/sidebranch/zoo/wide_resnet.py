@@ -7,16 +7,18 @@ normalisation. Module names are those of the papers' public checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from sidebranch.branches import Tail
-from sidebranch.model import SideBranch
+from sidebranch.core.model import SideBranch
 from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 STEM = 16
 STAGES = ("layer1", "layer2", "layer3")

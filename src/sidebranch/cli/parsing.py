@@ -1,0 +1,50 @@
+"""Parsers of the commands, with errors in one line."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from sidebranch.config.recipe import explain
+from sidebranch.errors import UserError
+
+
+class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the descriptions, whose examples are meant to be copied."""
+
+
+def plain_parser(command: str, description: str, **options: Any) -> ArgumentParser:
+    """A parser of one command."""
+    return ArgumentParser(
+        prog=f"sidebranch {command}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=Help,
+        **options,
+    )
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str], valid: Iterable[str] = ()) -> Namespace:
+    """The parsed arguments.
+
+    Args:
+        parser: of the command.
+        arguments: after the command.
+        valid: names to suggest for a misspelt one.
+
+    Raises:
+        UserError: an argument is wrong.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise UserError(explain(error, valid or options_of(parser))) from error
+
+
+def options_of(parser: ArgumentParser) -> list[str]:
+    """The names of a parser's flags, without their dashes."""
+    return [flag.lstrip("-") for action in parser._actions for flag in action.option_strings if flag.startswith("--")]

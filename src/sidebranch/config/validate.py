@@ -1,0 +1,139 @@
+"""Rules across the fields of a config: combinations that cannot work, and settings that have no effect.
+
+The ranges of single fields are in `schema.py`.
+"""
+
+from __future__ import annotations
+
+from sidebranch.config.compare import as_dict, leaves
+from sidebranch.config.schema import BranchesConfig, Config
+from sidebranch.errors import UserError
+
+
+def validate(config: Config) -> None:
+    """Refuses combinations of fields that cannot work, before anything is read or written.
+
+    Raises:
+        UserError: names the first such combination, and what would be right.
+    """
+    data, optim, runtime, branches = config.data, config.optim, config.runtime, config.branches
+    _validate_branches(config)
+    _validate_reid(config)
+    if data.resize < max(data.image_size, data.eval_size) and data.name in ("folder", "reid"):
+        raise UserError(
+            f"data.resize is {data.resize}; it must be at least data.image_size and data.eval_size, "
+            f"{max(data.image_size, data.eval_size)}"
+        )
+    if optim.nesterov and not optim.momentum:
+        raise UserError("optim.nesterov needs optim.momentum above 0")
+    if optim.amsgrad and optim.name not in ("adam", "adamw"):
+        raise UserError(f"optim.amsgrad needs optim.name adam or adamw, not {optim.name}")
+    if optim.schedule == "multi_step" and not optim.milestones:
+        raise UserError("optim.schedule multi_step needs optim.milestones, e.g. [60, 120]; or take constant or cosine")
+    if list(optim.milestones) != sorted(set(optim.milestones)):
+        raise UserError(f"optim.milestones are {list(optim.milestones)}; they must increase")
+    is_distorted = data.policy != "none" or data.repeats > 1 or (data.erase and data.name != "reid")
+    if is_distorted and (data.name != "folder" or data.backend == "dali"):
+        raise UserError("data.policy, erase and repeats need data.name folder and data.backend draft or torchvision")
+    if config.sampling.roots and branches.roots == "end":
+        raise UserError("sampling.roots are probabilities of the roots' places; they need branches.roots stage")
+    if config.sampling.kind == "categorical" and not config.sampling.sets:
+        raise UserError("sampling.kind categorical needs sampling.sets, e.g. {b1: 0.5, b1+b2: 0.5}")
+    if runtime.compile in (True, "cuda_graphs") and runtime.checkpoint_activations:
+        raise UserError("runtime.compile and runtime.checkpoint_activations exclude each other; take one of them")
+    if optim.skip_nonfinite and runtime.precision == "16-mixed":
+        raise UserError("optim.skip_nonfinite excludes runtime.precision 16-mixed, which skips such steps itself")
+    if runtime.replicas > 1 and runtime.devices * runtime.num_nodes > 1:
+        raise UserError("runtime.replicas share one device; train on several devices, or several seeds on one")
+
+
+def _validate_branches(config: Config) -> None:
+    branches = config.branches
+    if branches.init == "copy" and branches.width != 1:
+        raise UserError(f"branches.init copy needs branches.width 1, not {branches.width:g}")
+    is_custom = any(
+        getattr(branches, name) != getattr(BranchesConfig, name) for name in ("at", "keep", "width", "init")
+    )
+    if config.model.branches == "paper" and is_custom:
+        raise UserError(
+            "branches.at, keep, width and init need model.branches auto; published branches cannot be modified"
+        )
+    if branches.stop_epoch and branches.stop_epoch <= branches.start_epoch:
+        raise UserError(
+            f"branches.stop_epoch is {branches.stop_epoch}; it must be after branches.start_epoch, or 0 for never"
+        )
+    if config.method != "baseline" and branches.start_epoch >= config.optim.epochs:
+        raise UserError(
+            f"branches.start_epoch is {branches.start_epoch}; with optim.epochs {config.optim.epochs} the branches "
+            f"would never train"
+        )
+
+
+def _validate_reid(config: Config) -> None:
+    """Fields of re-identification, and what they need."""
+    data, objective = config.data, config.objective
+    if data.name != "reid":
+        reid_only = {
+            "data.instances": data.instances,
+            "data.image_width": data.image_width,
+            "objective.triplet": objective.triplet,
+            "model.bnneck": config.model.bnneck,
+        }
+        if wrong := [name for name, value in reid_only.items() if value]:
+            raise UserError(f"{wrong[0]} needs data.name reid")
+        return
+    if data.backend != "draft" or data.eval_size:
+        raise UserError("data.name reid takes data.backend draft and no data.eval_size: its images are small")
+    if data.instances and data.batch_size % data.instances:
+        raise UserError(
+            f"data.batch_size is {data.batch_size}; with data.instances {data.instances} it must be a multiple of that"
+        )
+    if config.model.bnneck and data.batch_size < 2:
+        raise UserError("data.batch_size is 1; model.bnneck needs at least 2")
+    is_mixed = data.mixup or data.cutmix or config.optim.accumulate > 1
+    if objective.triplet and (data.instances < 2 or is_mixed):
+        raise UserError(
+            "objective.triplet needs data.instances of at least 2, and no data.mixup, data.cutmix or optim.accumulate"
+        )
+
+
+def ignored(config: Config) -> list[str]:
+    """Settings without effect, a line each: "`sampling.p` has no effect with `sampling.kind fixed`"."""
+    data, optim, sampling = config.data, config.optim, config.sampling
+    is_array = data.name in ("digits", "cifar10", "cifar100")
+    is_fresh = sampling.kind == "fixed" and config.branches.roots == "end"
+    # A condition, its reason, and the fields that it leaves without effect.
+    table: list[tuple[bool, str, tuple[str, ...]]] = [
+        (config.method == "baseline", "method baseline", ("branches.", "sampling.")),
+        (config.method in ("baseline", "dsl"), f"method {config.method}", _MIMICRY),
+        (sampling.kind != "bernoulli", f"sampling.kind {sampling.kind}", ("sampling.p",)),
+        (sampling.kind != "categorical", f"sampling.kind {sampling.kind}", ("sampling.sets",)),
+        (sampling.kind == "fixed", "sampling.kind fixed", ("sampling.drops",)),
+        (is_fresh, "sampling.kind fixed", ("sampling.per",)),
+        (bool(config.branches.at), "branches.at", ("branches.count",)),
+        (data.name != "folder", f"data.name {data.name}", ("data.eval_size", "data.scale", "data.policy")),
+        (is_array, f"data.name {data.name}", ("data.image_size", "data.resize", "data.workers", "data.on_corrupt")),
+        (data.policy != "randaugment", f"data.policy {data.policy}", ("data.magnitude",)),
+        (not data.corrupt_rate, "data.corrupt_rate 0", ("data.corrupt_mode",)),
+        (data.name == "folder", "data.name folder", ("data.padding", "data.padding_mode")),
+        (data.name == "digits", "data.name digits", ("data.root",)),
+        (data.name != "reid", f"data.name {data.name}", ("eval.",)),
+        (not config.objective.triplet, "objective.triplet 0", ("objective.triplet_margin",)),
+        (optim.schedule != "multi_step", f"optim.schedule {optim.schedule}", ("optim.milestones", "optim.gamma")),
+        (optim.name != "sgd", f"optim.name {optim.name}", ("optim.momentum", "optim.nesterov")),
+        (optim.name == "sgd", "optim.name sgd", ("optim.betas",)),
+    ]
+    now, defaults = leaves(as_dict(config)), leaves(as_dict(Config()))
+    lines: dict[str, str] = {}
+    for holds, why, names in table:
+        for key in now if holds else ():
+            named = any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
+            if named and now[key] != defaults[key]:
+                lines.setdefault(key, f"`{key}` has no effect with `{why}`")
+    late = [each for each in optim.milestones if each >= optim.epochs]
+    if optim.schedule == "multi_step" and late:
+        lines["late"] = f"optim.milestones {late} are after the last of {optim.epochs} epochs and have no effect"
+    return list(lines.values())
+
+
+_MIMICRY = ("objective.direction", "objective.mimicry", "objective.mimicry_ramp", "objective.temperature")

@@ -1,0 +1,25 @@
+"""The core: networks with side branches, their objective, and sampling. Needs torch alone."""
+
+from sidebranch.core.model import BranchedModel, Outputs, SideBranch
+from sidebranch.core.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
+from sidebranch.core.sampling import Bernoulli, Categorical, Draw, Fixed, MovingRoots
+from sidebranch.core.triplet import TripletLoss
+
+__all__ = [
+    "Bernoulli",
+    "BranchedModel",
+    "Categorical",
+    "Draw",
+    "Fixed",
+    "Loss",
+    "MovingRoots",
+    "Objective",
+    "Outputs",
+    "SideBranch",
+    "TripletLoss",
+    "baseline",
+    "dhm",
+    "dks",
+    "dsl",
+    "kd",
+]

@@ -1,0 +1,309 @@
+"""The training objective: which classifiers learn from the labels, and which teach which.
+
+Every method is a choice of two arrays over the C classifiers of a network, main first:
+
+    L = sum_c supervision[c] H(y, f_c) + T^2 sum_{p != q} mimicry[p, q] H(sg f_p, f_q)
+
+Baseline, deep supervision, DKS (Sun et al. 2019, Eq. 4) and DHM (Li & Chen 2020, Eqs. 6-9) differ in these arrays
+alone. `f_c` is the softmax of classifier c's logits, `sg` the stop-gradient, H the cross-entropy in nats. An outside
+teacher (knowledge distillation) is one more row of `mimicry`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sidebranch.core.loss import FusedLoss
+from sidebranch.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Direction = Literal["both", "top_down", "bottom_up"]
+Vector = tuple[float, ...]
+Matrix = tuple[Vector, ...]
+
+
+@runtime_checkable
+class Classified(Protocol):
+    """The part of a network's outputs that an objective reads (`sidebranch.Outputs` has it)."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def logits(self) -> tuple[Tensor, ...]: ...
+    @property
+    def network(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One step's loss. Its terms are unweighted, in nats, in the order of the outputs' names, and detached.
+
+    Attributes:
+        total: scalar; the one to call `backward()` on.
+        supervision: [C], mean cross-entropy of each classifier to the labels.
+        mimicry: [P, C], mean cross-entropy of student q to teacher p. The diagonal is each classifier's own entropy, so
+            `mimicry - diagonal[:, None]` is the Kullback-Leibler divergence. P is C, or C + 1 with an outside teacher
+            as the last row. All zeros where nobody teaches.
+    """
+
+    total: Float[Tensor, ""]
+    supervision: Float[Tensor, " c"]
+    mimicry: Float[Tensor, "p c"]
+
+
+class Objective(nn.Module):
+    """The loss of a network of C classifiers, from two arrays. A module without parameters and without a state.
+
+    Args:
+        supervision: [C] weights of the labels, lambda in the papers; or a function from C to them.
+        mimicry: [C, C] weights, mu in the papers: entry [p, q] is how much p teaches q, and the diagonal is ignored; or
+            a function from C to them. With `teacher`, [C + 1, C].
+        temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
+        teacher: an outside network, images to logits. The objective keeps a frozen copy in eval mode, which follows
+            `.to()` and stays out of `state_dict()`. Calls then need `images`.
+
+    Differs: the papers' code minimises KL(f_p || f_q), which is H(f_p, f_q) less the teacher's entropy: another value,
+    the same gradient. It adds 1e-8 to probabilities, which float32 log-softmax does not need.
+    """
+
+    def __init__(
+        self,
+        supervision: Sequence[float] | Callable[[int], Sequence[float]],
+        mimicry: Sequence[Sequence[float]] | Callable[[int], Sequence[Sequence[float]]],
+        temperature: float = 1.0,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise UserError(f"the temperature is {temperature}; it must be above 0")
+        self.supervision = supervision
+        self.mimicry = mimicry
+        self.temperature = float(temperature)
+        # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
+        self._teachers = () if teacher is None else (copy.deepcopy(teacher).eval().requires_grad_(False),)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen copy of the outside teacher."""
+        return self._teachers[0] if self._teachers else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Called by `.to()`, `.cuda()` and the like: moves the teacher too."""
+        for each in self._teachers:
+            each._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def arrays(self, names: Sequence[str]) -> tuple[Vector, Matrix]:
+        """The two arrays for a network with these classifiers; the mimicry's diagonal set to zero."""
+        count = len(names)
+        rows = count + (self.teacher is not None)
+        supervision = self.supervision(count) if callable(self.supervision) else self.supervision
+        mimicry = self.mimicry(count) if callable(self.mimicry) else self.mimicry
+        if len(supervision) != count:
+            raise UserError(f"supervision has {len(supervision)} weights for the {count} classifiers {_listed(names)}")
+        if len(mimicry) != rows or any(len(row) != count for row in mimicry):
+            shape = f"{len(mimicry)} x {len(mimicry[0]) if mimicry else 0}"
+            raise UserError(f"mimicry is {shape}; the classifiers {_listed(names)} need {rows} x {count}")
+        matrix = tuple(tuple(0.0 if p == q else float(row[q]) for q in range(count)) for p, row in enumerate(mimicry))
+        return tuple(map(float, supervision)), matrix
+
+    def forward(
+        self,
+        outputs: Classified,
+        targets: Tensor,
+        *,
+        mimics: Sequence[str] | None = None,
+        images: Tensor | None = None,
+        mimicry_scale: float = 1.0,
+    ) -> Loss:
+        """The loss of one batch. Never waits for the device.
+
+        Args:
+            outputs: names and logits ([N, K] each), of all classifiers or of those that sampling left in. If the
+                branches saw only the first n images, they learn from those, and all mimicry uses those.
+            targets: [N] class indices of any integer dtype, or [N, K] probabilities. Indices outside 0 ... K - 1, such
+                as an `ignore_index`, are refused on a CPU; a CUDA device stops with a device-side assertion.
+            mimics: classifiers that teach and learn from one another in this step (Phi in DHM's Eq. 6); all if None.
+            images: [N, ...], for the outside teacher if there is one.
+            mimicry_scale: factor of all mimicry terms, for a ramp over training.
+
+        Raises:
+            UserError: shapes or dtypes do not fit, a name is unknown, or `images` are missing.
+        """
+        names, logits = outputs.names, outputs.logits
+        _check(names, logits, targets)
+        targets = targets if targets.is_floating_point() else targets.long()
+        supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics)
+        for name in mimics or ():
+            if name not in outputs.network:
+                raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
+        device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
+        outside = self._outside(images)
+        with torch.autocast(device.type, enabled=False):
+            total, labels, pairs = FusedLoss.apply(  # pyright: ignore[reportGeneralTypeIssues] (autograd's own protocol)
+                _constant(supervision, device, dtype),
+                _constant(mimicry, device, dtype) if any(map(any, mimicry)) else None,
+                self.temperature,
+                mimicry_scale,
+                targets,
+                outside,
+                *logits,
+            )
+        return Loss(total, labels, pairs)
+
+    def _outside(self, images: Tensor | None) -> Tensor | None:
+        """The outside teacher's probabilities, [N, K], if there is one."""
+        if self.teacher is None:
+            return None
+        if images is None:
+            raise UserError(
+                "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
+            )
+        with torch.no_grad():
+            logits = self.teacher(images)
+            return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature).softmax(-1)
+
+
+def baseline() -> Objective:
+    """The main classifier learns from the labels; nothing else."""
+    return Objective(_main_only, partial(_pairs, direction="both", weight=0.0))
+
+
+def dsl() -> Objective:
+    """Deep supervision: every classifier learns from the labels (Lee et al. 2015; Sun et al. 2019, Eq. 2)."""
+    return Objective(_everyone, partial(_pairs, direction="both", weight=0.0))
+
+
+def dks(direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0) -> Objective:
+    """Deeply-supervised Knowledge Synergy: every classifier also teaches every other (Sun et al. 2019, Eq. 4).
+
+    Args:
+        direction: "both"; "top_down", only the deeper teaches; "bottom_up", only the shallower teaches.
+        weight: of every mimicry term; 1 in the papers.
+        temperature: 1 in the papers.
+    """
+    if direction not in ("both", "top_down", "bottom_up"):
+        raise UserError(f"the direction is '{direction}'; choose from: both, top_down, bottom_up")
+    return Objective(_everyone, partial(_pairs, direction=direction, weight=weight), temperature)
+
+
+def dhm(direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0) -> Objective:
+    """Dynamic Hierarchical Mimicking: DKS's arrays, masked by a draw at each epoch or step (Li & Chen 2020, Eqs. 6-9).
+
+    The draw comes from a sampler (`sb.Bernoulli`, `sb.Categorical`) and is passed as `mimics`. In the paper's main
+    experiments every classifier always takes part: there DHM and DKS are the same loss.
+    """
+    return dks(direction, weight, temperature)
+
+
+def kd(
+    teacher: nn.Module,
+    students: Literal["main", "branches", "all"] = "main",
+    *,
+    deep_supervision: bool = False,
+    weight: float = 1.0,
+    temperature: float = 1.0,
+) -> Objective:
+    """Knowledge distillation from an outside, frozen teacher (Hinton et al. 2015; the rows of DKS's Table 6).
+
+    Args:
+        teacher: images to logits over the same classes.
+        students: who mimics the teacher.
+        deep_supervision: whether the branches learn from the labels too ("+DS").
+        weight: of every student's mimicry.
+        temperature: T; DKS tried 1, 2, 5, 10 and 20.
+    """
+    if students not in ("main", "branches", "all"):
+        raise UserError(f"the students are '{students}'; choose from: main, branches, all")
+    labels = _everyone if deep_supervision else _main_only
+    return Objective(labels, partial(_outside_row, students=students, weight=weight), temperature, teacher)
+
+
+def _everyone(count: int) -> Vector:
+    return (1.0,) * count
+
+
+def _main_only(count: int) -> Vector:
+    return (1.0,) + (0.0,) * (count - 1)
+
+
+def _pairs(count: int, direction: Direction, weight: float) -> Matrix:
+    """Main is classifier 0 and the deepest, so the deeper of a pair has the smaller index."""
+    teaches = {"both": lambda p, q: p != q, "top_down": lambda p, q: p < q, "bottom_up": lambda p, q: p > q}[direction]
+    return tuple(tuple(weight * teaches(p, q) for q in range(count)) for p in range(count))
+
+
+def _outside_row(count: int, students: str, weight: float) -> Matrix:
+    row = tuple(weight * (students == "all" or (q == 0) == (students == "main")) for q in range(count))
+    return (*(((0.0,) * count,) * count), row)
+
+
+def _masked(
+    supervision: Vector, mimicry: Matrix, network: Sequence[str], live: Sequence[str], mimics: Sequence[str] | None
+) -> tuple[Vector, Matrix]:
+    """The arrays of the live classifiers; mimicry from or to a classifier outside `mimics` is set to zero."""
+    at = [network.index(name) for name in live]
+    allowed = [mimics is None or name in mimics for name in network]
+    outside = mimicry[len(network) :]
+    inside = tuple(tuple(mimicry[p][q] * (allowed[p] and allowed[q]) for q in at) for p in at)
+    return tuple(supervision[q] for q in at), inside + tuple(tuple(row[q] * allowed[q] for q in at) for row in outside)
+
+
+def _constant(values: Vector | Matrix, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The array as a tensor on the device."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, device=device, dtype=dtype)
+    return _copied(values, device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _copied(values: Vector | Matrix, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Copied to the device once: a copy from the host in every step would wait for the device."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
+        return torch.tensor(values, device=device, dtype=dtype)
+
+
+def _check(names: Sequence[str], logits: Sequence[Tensor], targets: Tensor) -> None:
+    """Shapes and dtypes; the values of labels only on a CPU, where reading them does not wait."""
+    main, last = logits[0].shape, logits[-1].shape
+    for name, each in zip(names, logits, strict=True):
+        count = main[0] if name == names[0] else last[0]
+        if each.ndim != 2 or each.shape[1:] != main[1:] or len(each) != count or len(each) > main[0]:
+            raise UserError(
+                f"'{name}' has logits of shape {list(each.shape)}, 'main' {list(main)}; all must have the same [N, K], "
+                f"except that all branches together may have fewer rows, of the first images"
+            )
+    if targets.ndim == 2 and targets.is_floating_point() and targets.shape == main:
+        return
+    is_integer = not targets.is_floating_point() and not targets.is_complex() and targets.dtype != torch.bool
+    if targets.ndim == 1 and is_integer and len(targets) == main[0]:
+        _check_range(targets, main[1])
+        return
+    raise UserError(
+        f"targets are {targets.dtype} of shape {list(targets.shape)}; logits of shape {list(main)} need integer class "
+        f"indices [{main[0]}] or floating-point probabilities {list(main)}"
+    )
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not len(labels):
+        return
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(
+            f"a target is {int(wrong[0])}, but the logits have {classes} classes, 0 to {classes - 1}; there is no "
+            f"ignore_index: leave such images out of the batch"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "(" + ", ".join(names) + ")"

@@ -1,0 +1,1 @@
+"""Augmentation: of batches on the device, and of single images while they are decoded."""

@@ -1,0 +1,1 @@
+"""Loaders: batches of an epoch on the device, from any step on."""

@@ -1,0 +1,1 @@
+"""Data sets where they are stored: arrays, folders, tar shards, Hugging Face, re-identification."""

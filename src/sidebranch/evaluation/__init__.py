@@ -1,0 +1,1 @@
+"""Evaluation of classifiers and of retrieval, in training and afterwards."""

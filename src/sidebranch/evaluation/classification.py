@@ -1,0 +1,62 @@
+"""Errors of every classifier, and of their ensemble, on a validation set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sidebranch.data.datasets import Loader
+from sidebranch.errors import UserError
+from sidebranch.metrics.meter import COUNT, Meter
+
+
+def columns_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The classifiers, and their ensemble if there is more than one."""
+    return (*names, "ensemble") if len(names) > 1 else tuple(names)
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    names: Sequence[str],
+    loader: Loader,
+    device: torch.device,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    *,
+    num_classes: int,
+) -> dict[str, dict[str, float]]:
+    """Loss in nats, top-1 and (of more than 5 classes) top-5 error in percent, of each classifier and the ensemble.
+
+    The ensemble averages the classifiers' probabilities.
+
+    Args:
+        network: images to `Outputs`.
+        names: of its classifiers.
+        loader: every image of the validation set once, over all ranks.
+        device: of the loader's batches.
+        reduce: sums a tensor over the ranks.
+        num_classes: K.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    was_training = network.training
+    network.eval()
+    meter = Meter(columns_of(names), device, num_classes)
+    for images, labels in loader.batches():
+        if not len(labels):  # this rank has no image of the last batch, or all are unreadable
+            continue
+        scores = torch.stack([logits.float() for logits in network(images).logits]).log_softmax(-1)
+        if len(names) > 1:
+            scores = torch.cat([scores, scores.logsumexp(0, keepdim=True) - math.log(len(names))])
+        losses = -scores.gather(2, labels.view(1, -1, 1).expand(len(scores), -1, 1)).mean((1, 2))
+        meter.add(meter.columns, scores, labels, losses)
+    network.train(was_training)
+    if reduce is not None:
+        meter.sums = reduce(meter.sums)
+    if not float(meter.sums[COUNT].sum()):
+        raise UserError("no validation image could be read")
+    return meter.read()

@@ -1,0 +1,146 @@
+"""From a config to a network: the timm backbone, adapted, with its side branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
+from torch import nn
+
+from sidebranch._attach import attach
+from sidebranch.branches import Growth, keep_resolution, last_stage, last_stride_one, movable, small_input
+from sidebranch.config.schema import Config, ModelConfig
+from sidebranch.core.model import BranchedModel, SideBranch
+from sidebranch.errors import UserError, nearest, reason
+
+
+def build_backbone(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
+    """The backbone by its timm name.
+
+    Raises:
+        UserError: timm has no such model, cannot create it, or cannot download its weights.
+    """
+    if not timm.is_model(config.name):
+        raise UserError(f"no model '{config.name}'; {nearest(config.name, timm.list_models())}")
+
+    def create(pretrained: bool) -> nn.Module:
+        return timm.create_model(
+            config.name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **config.options
+        )
+
+    if config.pretrained and not timm.is_model_pretrained(config.name):
+        raise UserError(f"timm has no pretrained weights for '{config.name}'; leave model.pretrained at false")
+    try:
+        return create(config.pretrained)
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        if config.pretrained:
+            raise _download_error(config.name, error, create) from error
+        raise UserError(f"timm cannot create '{config.name}' with these options: {reason(error)}") from error
+
+
+def _download_error(name: str, error: Exception, create: object) -> UserError:
+    """The error of a model that cannot be created with pretrained weights."""
+    try:
+        create(False)  # pyright: ignore[reportCallIssue] (a function)
+    except Exception:
+        return UserError(f"timm cannot create '{name}' with these options: {reason(error)}")
+    return UserError(
+        f"cannot load the pretrained weights of '{name}' ({reason(error)}); they are downloaded from the Hugging Face "
+        f"hub: check the network, or run where its cache (HF_HOME) has them, or leave model.pretrained at false"
+    )
+
+
+def build_adapted(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
+    """The backbone, with its stem adapted to small images if the config says so."""
+    backbone = build_backbone(config, num_classes, in_chans)
+    return small_input(backbone) if config.small_input else backbone
+
+
+def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> BranchedModel:
+    """The backbone, with branches unless the method is the baseline; its weights are a function of the seed.
+
+    Branches with fresh weights are grown on an untrained backbone, even if the backbone is pretrained.
+
+    Args:
+        config: of the run.
+        num_classes: K.
+        shape: of an image: channels, height, width.
+    """
+    torch.manual_seed(config.seed)
+    loads_later = config.model.pretrained and config.method != "baseline" and config.branches.init != "copy"
+    backbone = build_adapted(untrained(config).model if loads_later else config.model, num_classes, shape[0])
+    net = _attached(backbone, config, shape)
+    if loads_later:
+        backbone.load_state_dict(build_adapted(config.model, num_classes, shape[0]).state_dict())
+    if config.model.last_stride:  # after the branches, whose forks follow the stages' resolutions
+        stage = last_stage(last_stride_one(backbone))
+        for body in net.branches.values():
+            if stage in dict(body.named_modules()):
+                keep_resolution(body.get_submodule(stage))
+    if config.data.name == "reid":
+        net.watch_features(necks="batch_norm" if config.model.bnneck else None)
+    return net
+
+
+def _attached(backbone: nn.Module, config: Config, shape: Sequence[int]) -> BranchedModel:
+    if config.method == "baseline":
+        return attach(backbone, [])
+    branches = config.branches
+    growth = Growth(branches.keep, branches.width, branches.init)
+    kind = None if config.model.branches == "default" else config.model.branches
+    net = attach(backbone, kind, count=branches.count, at=branches.at, growth=growth, input_size=shape)
+    if branches.roots == "end":
+        return net
+    net.release()
+    fixed = [SideBranch(name, net.forks[name], body) for name, body in net.branches.items()]
+    return BranchedModel(backbone, movable(fixed, backbone, shape))
+
+
+def untrained(config: Config) -> Config:
+    """The same config without pretrained weights, for a network that gets its weights from a checkpoint."""
+    return replace(config, model=replace(config.model, pretrained=False))
+
+
+def new_layers(net: BranchedModel) -> list[nn.Module]:
+    """The layers that have no pretrained weights: branches, necks and the classifier."""
+    classifier = net.backbone.get_classifier() if hasattr(net.backbone, "get_classifier") else ()  # pyright: ignore[reportCallIssue]
+    classifiers = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    return [*net.branches.values(), *net.necks.values(), *(each for each in classifiers if isinstance(each, nn.Module))]
+
+
+def try_out(net: BranchedModel, shape: Sequence[int], device: torch.device, name: str) -> None:
+    """Runs two blank images through the network and every branch, from every root, before training starts.
+
+    Raises:
+        UserError: an image or a feature does not fit.
+    """
+    try:
+        with torch.no_grad():
+            for turn in range(max(map(len, net.places.values()), default=1)):
+                roots = {branch: at[min(turn, len(at) - 1)] for branch, at in net.places.items()}
+                net.eval()(torch.zeros(2, *shape, device=device), roots=roots)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        size = "x".join(map(str, shape))
+        raise UserError(f"{name} does not take images of {size}: {reason(error)}; {_size_remedy(net)}") from error
+
+
+def _size_remedy(net: BranchedModel) -> str:
+    """The flags that give the network images of its own size."""
+    known = getattr(net.backbone, "pretrained_cfg", None)
+    height, width = known.get("input_size", (3, 224, 224))[1:] if isinstance(known, dict) else (224, 224)
+    own = f"its own size is {height}x{width}: with data.name folder, --data.image_size {height} "
+    return own + f"--data.resize {round(height * 256 / 224)}; small images: --model.small_input true"
+
+
+def with_synced_batchnorm(net: BranchedModel) -> BranchedModel:
+    """The same network with batch norms that use the statistics of all processes; CUDA devices only."""
+    net.release()
+    branches = [SideBranch(name, net.places[name], convert_sync_batchnorm(body)) for name, body in net.branches.items()]
+    synced = BranchedModel(convert_sync_batchnorm(net.backbone), branches)
+    synced.watch_features(net.classifiers, {name: convert_sync_batchnorm(neck) for name, neck in net.necks.items()})
+    return synced

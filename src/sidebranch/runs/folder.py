@@ -1,0 +1,242 @@
+"""A run's folder: its paths, its small files, and its lock. Imports no torch until a run writes."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidebranch.errors import UserError
+from sidebranch.runs.atomic_files import copy_file, write_text
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("sidebranch", "torch", "torchvision", "timm", "lightning", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths in a run's folder, and functions that write its small files."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "checkpoints" / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last."""
+        return self.root / "checkpoints" / "previous.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "checkpoints" / "best.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """The plain backbone."""
+        return self.root / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.csv"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def classes(self) -> Path:
+        """Class to index, JSON."""
+        return self.root / "classes.json"
+
+    @property
+    def rankings(self) -> Path:
+        """Re-identification: CMC curves and nearest images, JSON."""
+        return self.root / "rankings.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def is_used(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.exists() or self.last.exists()
+
+    def claim(self, resume: bool) -> None:
+        """Creates the folder and its config.yaml, so that no other run can take it.
+
+        Raises:
+            UserError: it cannot be created or written to; or, unless resumed, another run has it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with open(self.config, "a" if resume else "x", encoding="utf-8"):
+                pass
+        except FileExistsError as error:
+            raise UserError(f"'{self.root}' belongs to another run, or is a file; give another --output") from error
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder '{self.root}' ({error.strerror})") from error
+
+    def discard(self) -> None:
+        """Deletes the files of a start that failed; never a run with a checkpoint."""
+        if self.last.exists():
+            return
+        for path in (
+            self.config,
+            self.environment,
+            self.classes,
+            self.root / ".lock",
+            *self.root.glob("events.out.tfevents.*"),
+        ):
+            path.unlink(missing_ok=True)
+        for folder in (self.last.parent, self.root):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def write_config(self, text: str) -> None:
+        write_text(self.config, text)
+
+    def write_classes(self, names: Sequence[str]) -> None:
+        text = json.dumps({name: index for index, name in enumerate(names)}, indent=1, ensure_ascii=False)
+        write_text(self.classes, text + "\n")
+
+    def write_rankings(self, table: Mapping[str, Any]) -> None:
+        write_text(self.rankings, json.dumps(table) + "\n")
+
+    def need_room(self, size: int) -> None:
+        """Checks that the checkpoints fit on the disk.
+
+        Args:
+            size: bytes of one checkpoint.
+
+        Raises:
+            UserError: there is no room for those of last, previous and best that do not exist yet, and one temporary.
+        """
+        missing = sum(not each.exists() for each in (self.last, self.previous, self.best))
+        needed, free = (missing + 1) * size, shutil.disk_usage(self.root).free
+        if free < needed:
+            raise UserError(
+                f"the disk of '{self.root}' has {free / 1e6:,.0f} MB left, the run's checkpoints take up to "
+                f"{needed / 1e6:,.0f} MB; make room, or give another --output"
+            )
+
+    def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """One line per epoch. The whole file is rewritten, so that a crash loses or doubles no row."""
+        fields = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.metrics, text.getvalue())
+
+    def write_environment(self, device: torch.device, **facts: Any) -> None:
+        """Versions, hardware and git revision, to reproduce the numbers.
+
+        A resumed run keeps the entry of its start; each resume adds one under "resumed".
+        """
+        now = environment(device) | facts
+        try:
+            before = json.loads(self.environment.read_text(encoding="utf-8"))
+            now = before | {"resumed": [*before.get("resumed", []), now]}
+        except (OSError, ValueError, AttributeError, TypeError):
+            pass
+        write_text(self.environment, json.dumps(now, indent=2) + "\n")
+
+    def keep_best(self) -> None:
+        """Copies last.ckpt to best.ckpt."""
+        copy_file(self.last, self.best)
+
+    def fall_back(self) -> None:
+        """Copies previous.ckpt to last.ckpt."""
+        copy_file(self.previous, self.last)
+
+    @contextmanager
+    def occupied(self) -> Iterator[bool]:
+        """Locks the folder against other processes, until the block ends or this process dies.
+
+        Yields:
+            Whether the file system has locks.
+
+        Raises:
+            UserError: another process holds the lock.
+        """
+        from filelock import FileLock, Timeout  # slow to import, and not needed to read a run
+
+        lock = FileLock(self.root / ".lock")
+        is_locked = True
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another process is training in '{self.root}'; wait, or give another --output") from error
+        except (OSError, NotImplementedError):
+            is_locked = False
+        try:
+            yield is_locked
+        finally:
+            lock.release()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and git revision of this process."""
+    import torch  # slow to import, and not needed to read a run
+
+    cuda = device.type == "cuda"
+    return {
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join([_program(), *sys.argv[1:]]),
+        "git_revision": _git_revision(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if cuda else f"{_processor()}, threads: {torch.get_num_threads()}",
+    }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "sidebranch" if name == "__main__.py" else name  # python -m sidebranch
+
+
+def _git_revision() -> str | None:
+    """Of the checkout that the package is installed from, with "+changes" if it was edited; None outside a checkout."""
+    package = str(Path(__file__).parent.parent)
+    if _git(package, "ls-files", "--error-unmatch", __file__) is None:
+        return None
+    revision = _git(package, "rev-parse", "--short=12", "HEAD")
+    return f"{revision}+changes" if _git(package, "status", "--porcelain", ".") else revision
+
+
+def _git(folder: str, *arguments: str) -> str | None:
+    """The output of a git command; None if it fails."""
+    try:
+        command = ["git", "-C", folder, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

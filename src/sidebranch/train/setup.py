@@ -1,0 +1,159 @@
+"""From a config to the objects that train: functions that each return one thing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
+
+from sidebranch.config.schema import Config, Method, ObjectiveConfig, SamplingConfig
+from sidebranch.config.validate import ignored
+from sidebranch.core import objective as objectives
+from sidebranch.core.model import BranchedModel, Outputs
+from sidebranch.core.objective import Objective
+from sidebranch.core.sampling import Bernoulli, Categorical, Fixed, MovingRoots, Sampler
+from sidebranch.core.triplet import TripletLoss
+from sidebranch.data.datasets import Dataset
+from sidebranch.data.loaders.order import Rank
+from sidebranch.device import Choices, compile_network
+from sidebranch.distributed.processes import gather_rows
+from sidebranch.errors import UserError
+from sidebranch.network import build_network, new_layers, try_out, untrained, with_synced_batchnorm
+from sidebranch.train.recompute import checkpoint_activations
+
+
+def build_objective(method: Method, config: ObjectiveConfig) -> Objective:
+    if method == "baseline":
+        return objectives.baseline()
+    if method == "dsl":
+        return objectives.dsl()
+    named = objectives.dks if method == "dks" else objectives.dhm
+    return named(config.direction, config.mimicry, config.temperature)
+
+
+def build_triplet(config: ObjectiveConfig, world_size: int) -> Callable[[Outputs, Tensor], Tensor] | None:
+    """The triplet loss of every classifier's features, over the images of all processes; None if its weight is 0."""
+    if not config.triplet:
+        return None
+    return TripletLoss(config.triplet_margin, gather=gather_rows if world_size > 1 else None)
+
+
+def build_sampler(config: SamplingConfig, names: Sequence[str]) -> Sampler:
+    """The sampler of `kind`; a network without branches has nothing to sample."""
+    if len(names) == 1:
+        return Fixed()
+    if config.kind == "bernoulli":
+        return Bernoulli(config.p, config.drops, config.per)
+    if config.kind == "categorical":
+        return Categorical(config.sets, config.drops, config.per)
+    return Fixed()
+
+
+def build_roots(config: SamplingConfig) -> MovingRoots:
+    return MovingRoots(config.roots, config.per)
+
+
+def may_skip_parameters(config: Config) -> bool:
+    """Whether a step may leave branches out, so that their parameters have no gradient."""
+    names = ("main",) if config.method == "baseline" else ("main", "a branch")
+    phases = config.branches.start_epoch, config.branches.stop_epoch
+    return not build_sampler(config.sampling, names).computes_all or any(phases)
+
+
+def rank_of(fabric: Fabric) -> Rank:
+    return Rank(fabric.global_rank, fabric.world_size, getattr(fabric.strategy, "num_processes", 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """The network of a run, on its device.
+
+    Attributes:
+        inner: the network that trains.
+        ema: the moving average of its weights, or None.
+        notes: requests for automatic branches that could not be met.
+    """
+
+    inner: BranchedModel
+    ema: ModelEmaV3 | None
+    notes: tuple[str, ...]
+
+    @property
+    def evaluated(self) -> BranchedModel:
+        """The network that is evaluated and shipped."""
+        return self.inner if self.ema is None else self.ema.module  # pyright: ignore[reportReturnType] (a copy of inner)
+
+
+def build_networks(config: Config, dataset: Dataset, fabric: Fabric, choices: Choices, resuming: bool) -> Networks:
+    """The network and its moving average.
+
+    Args:
+        config: of the run.
+        dataset: its classes and the shape of its images.
+        fabric: the device and the processes.
+        choices: layout and compilation.
+        resuming: the weights will come from a checkpoint, so pretrained ones are not needed.
+
+    Raises:
+        UserError: there is no such network, or it does not take the images.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        inner = build_network(untrained(config) if resuming else config, len(dataset.classes), dataset.shape)
+    if choices.channels_last:
+        inner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.runtime.sync_batchnorm and fabric.world_size > 1:
+        if fabric.device.type != "cuda":
+            raise UserError(f"runtime.sync_batchnorm needs CUDA devices, this is {fabric.device.type}")
+        inner = with_synced_batchnorm(inner)
+    inner.to(fabric.device)
+    for shape in dict.fromkeys((dataset.shape, dataset.eval_shape)):
+        try_out(inner, shape, fabric.device, config.model.name)
+    decay = config.optim.ema
+    ema = ModelEmaV3(inner, decay=decay, use_warmup=True) if decay else None
+    if config.runtime.checkpoint_activations:
+        checkpoint_activations(inner, dataset.shape)
+    for each in [inner] if ema is None else [inner, ema.module]:
+        compile_network(each, choices.compile)
+    return Networks(inner, ema, tuple(str(each.message) for each in caught))
+
+
+def may_fuse(config: Config, choices: Choices, device: torch.device) -> bool:
+    """Whether one kernel may update all weights: on CUDA devices, unless a gradient scaler must unscale to clip."""
+    scales_and_clips = choices.precision == "16-mixed" and config.optim.clip > 0
+    return device.type == "cuda" and not scales_and_clips
+
+
+def train_new_layers_only(net: BranchedModel, only: bool) -> None:
+    """Sets modes and gradients: everything trains, or only the new layers, with the rest in evaluation mode."""
+    net.train()
+    if only:
+        net.backbone.eval()
+    for parameter in net.backbone.parameters():
+        parameter.requires_grad_(not only)
+    for layer in new_layers(net):
+        layer.train()
+        layer.requires_grad_(True)
+
+
+def notes_at_start(config: Config, dataset: Dataset) -> list[str]:
+    """Lines about settings without effect and unusual sizes."""
+    notes = ignored(config)
+    count, size = len(dataset.train), config.data.batch_size
+    if size > count:
+        notes.append(
+            f"data.batch_size {size} is larger than the {count} training images: an epoch is one step of {count}"
+        )
+    return notes
+
+
+def described(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What a user of the shipped weights must know: the images, and adaptations of the network."""
+    adapted = {"small_input": config.model.small_input, "last_stride": config.model.last_stride}
+    return dataset.described | {name: value for name, value in adapted.items() if value}

@@ -1,0 +1,436 @@
+import csv
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+
+import sidebranch as sb
+from sidebranch.config import recipe
+from sidebranch.evaluation.of_run import evaluate_run
+from sidebranch.network import build_network
+from sidebranch.runs import checkpoint
+from sidebranch.runs.console import Silent
+from sidebranch.runs.folder import RunFolder
+from sidebranch.train.loop import train
+from sidebranch.train.signals import Interrupted
+
+TIMES = ("seconds", "images_per_second")
+
+
+class StopAt(Silent):
+    """Sends this process a signal when a step is reached."""
+
+    def __init__(self, done, number=signal.SIGINT):
+        self.done, self.number = done, number
+
+    def step(self, epoch, step, done, images_per_second, readings):
+        if done == self.done:
+            os.kill(os.getpid(), self.number)
+
+
+def changed(config, **groups):
+    return replace(config, **{name: replace(getattr(config, name), **fields) for name, fields in groups.items()})
+
+
+def timeless(rows):
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def weights(folder):
+    return checkpoint.load(folder.last)["model"]
+
+
+def assert_same(one, other):
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_run_folder_holds_what_was_promised(digits_config, folder):
+    rows = train(digits_config, folder)
+    assert {each.name for each in folder.root.iterdir()} >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "checkpoints",
+        "model.safetensors",
+    }
+    assert any(each.name.startswith("events.out.tfevents") for each in folder.root.iterdir())
+    assert folder.best.exists()
+    assert recipe.load(folder.config) == digits_config
+    facts = json.loads(folder.environment.read_text())
+    assert torch.__version__.startswith(facts["packages"]["torch"])
+    assert facts["parameters"]["training"] > facts["parameters"]["shipped"] == 269_434
+    with open(folder.metrics, newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["val/top1/main"]) for row in written] == [row["val/top1/main"] for row in rows]
+    assert {key.split("/")[-1] for key in written[0] if key.startswith("val/")} == {"main", "b1", "b2", "ensemble"}
+
+
+def test_training_learns(digits_config, folder):
+    config = changed(digits_config, data={"limit": 0}, optim={"epochs": 6, "lr": 0.02})
+    rows = train(config, folder)
+    assert rows[-1]["val/top1/main"] < 40
+    assert rows[-1]["val/top1/ensemble"] < 40
+
+
+def test_the_shipped_file_is_the_backbone_and_loads_into_timm(digits_config, folder):
+    train(digits_config, folder)
+    shipped = timm.create_model(
+        "cifar_resnet20", num_classes=10, in_chans=1, checkpoint_path=str(folder.weights)
+    ).eval()
+    net = build_network(digits_config, 10, (1, 8, 8)).eval()
+    net.load_state_dict(weights(folder))
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(shipped(images), net(images).main)
+        assert torch.equal(shipped(images), net.backbone(images))
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_evaluation_gives_the_errors_of_the_run(digits_config, folder, which):
+    rows = train(digits_config, folder)
+    found = evaluate_run(folder, which)
+    row = rows[found.epoch - 1]
+    if which == "best":
+        assert row["val/top1/main"] == min(row["val/top1/main"] for row in rows)
+    for name, values in found.errors.items():
+        for what, value in values.items():
+            assert value == row[f"val/{what}/{name}"]
+
+
+VARIANTS = {
+    "dhm": {},
+    "sampled branches, EMA, clipping, smoothing, AdamW": {
+        "sampling": {"kind": "bernoulli", "drops": "branch", "per": "step"},
+        "optim": {"name": "adamw", "lr": 0.003, "ema": 0.9, "clip": 1.0, "warmup": 0.2},
+        "objective": {"label_smoothing": 0.1, "direction": "top_down"},
+    },
+    "dropout of branches per epoch, bf16, AMSGrad": {
+        "sampling": {"kind": "categorical", "sets": {"b1": 0.5, "none": 0.5}, "drops": "branch"},
+        "optim": {"name": "adam", "lr": 0.003, "amsgrad": True, "schedule": "one_cycle", "warmup": 0.3},
+        "runtime": {"precision": "bf16-mixed"},
+    },
+    "part of each batch, late start, early stop, a ramp": {
+        "branches": {"batch_fraction": 0.3, "start_epoch": 0, "stop_epoch": 1},
+        "objective": {"mimicry_ramp": 2},
+    },
+    "grown branches, moving roots, a first phase of new layers": {
+        "model": {"branches": "auto"},
+        "branches": {"roots": "stage"},
+        "sampling": {"roots": {"b1": [0.5, 0.25, 0.25]}, "per": "step"},
+        "optim": {"new_layers_epochs": 1},
+    },
+    "mixing, pieces, LAMB, vectors that do not decay": {
+        "data": {"mixup": 0.2, "cutmix": 1.0},
+        "objective": {"label_smoothing": 0.1},
+        "optim": {"name": "lamb", "lr": 0.003, "accumulate": 3, "decay_vectors": False, "skip_nonfinite": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("done", [1, 3, 5])
+def test_resume_is_bit_identical(digits_config, folder, tmp_path, variant, done):
+    """Three steps an epoch: stopped in the middle of one, at its last step, and in the next."""
+    config = changed(digits_config, **VARIANTS[variant])
+    whole = RunFolder(tmp_path / "whole")
+    expected = train(config, whole)
+    with pytest.raises(Interrupted, match="everything is saved"):
+        train(config, folder, reporter=StopAt(done))
+    assert not folder.weights.exists()
+    rows = train(config, folder, resume=True)
+    assert timeless(rows) == timeless(expected)
+    assert_same(weights(folder), weights(whole))
+    ema = [checkpoint.load(each.last)["ema"] for each in (folder, whole)]
+    if ema[0] is not None:
+        assert_same(*ema)
+    assert folder.metrics.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_say_how_to_go_on(digits_config, folder, number):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stop:
+        train(digits_config, folder, reporter=StopAt(2, number))
+    assert stop.value.signal == number
+    assert checkpoint.load(folder.last)["step"] == 2
+    assert signal.getsignal(number) is before
+
+
+def test_resuming_a_finished_run_changes_nothing(digits_config, folder):
+    rows = train(digits_config, folder)
+    before = weights(folder)
+    assert train(digits_config, folder, resume=True) == rows
+    assert_same(weights(folder), before)
+
+
+def test_resume_under_another_config_names_the_keys(digits_config, folder):
+    train(changed(digits_config, optim={"epochs": 1}), folder)
+    with pytest.raises(sb.UserError, match=r"optim\.lr: 0\.05 -> 0\.1; optim\.epochs: 1 -> 2"):
+        train(changed(digits_config, optim={"lr": 0.1}), folder, resume=True)
+
+
+def test_the_machine_may_change_between_runs(digits_config, folder):
+    train(changed(digits_config, optim={"epochs": 2}), folder)
+    train(changed(digits_config, runtime={"log_every": 7}), folder, resume=True)
+
+
+def test_baseline_trains_main_alone(digits_config, folder):
+    rows = train(replace(digits_config, method="baseline"), folder)
+    assert {key for key in rows[0] if key.startswith("val/top1")} == {"val/top1/main"}
+    assert not any(name.startswith("branches") for name in weights(folder))
+
+
+def test_methods_start_from_the_same_backbone(digits_config):
+    states = [
+        build_network(replace(digits_config, method=method), 10, (1, 8, 8)).backbone.state_dict()
+        for method in ("baseline", "dhm")
+    ]
+    assert_same(*states)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_term(digits_config, folder, monkeypatch):
+    one = changed(digits_config, optim={"epochs": 1})
+    train(one, folder)
+    kept = weights(folder)
+    forward = sb.BranchedModel.forward
+
+    def poisoned(self, images, **options):
+        out = forward(self, images, **options)
+        if self.training:
+            poisoned.calls += 1
+            if poisoned.calls == 2:
+                out.logits = (out.logits[0], out.logits[1] * float("nan"), out.logits[2])
+        return out
+
+    poisoned.calls = 0
+    monkeypatch.setattr(sb.BranchedModel, "forward", poisoned)
+    fresh = RunFolder(folder.root.parent / "other")
+    with pytest.raises(sb.UserError, match="epoch 1, step 2, first in: supervision of b1, mimicry of main by b1"):
+        train(changed(digits_config, runtime={"log_every": 100}), fresh)
+    assert not fresh.last.exists()
+    assert_same(weights(folder), kept)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(digits_config, folder, monkeypatch):
+    with pytest.raises(Interrupted):
+        train(digits_config, folder, reporter=StopAt(3))
+    kept = folder.last.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(sb.UserError, match="No space left on device.*the file that was there is unchanged"):
+        train(digits_config, folder, resume=True)
+    assert folder.last.read_bytes() == kept
+    assert [each.name for each in folder.last.parent.iterdir() if each.name.endswith(".tmp")] == []
+
+
+def test_deterministic_kernels_train_and_give_the_same_bits(digits_config, folder):
+    config = changed(digits_config, runtime={"deterministic": True}, optim={"epochs": 1})
+    plain = RunFolder(folder.root.parent / "plain")
+    assert timeless(train(config, folder)) == timeless(train(changed(digits_config, optim={"epochs": 1}), plain))
+    assert_same(weights(folder), weights(plain))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_compiled_training_runs(digits_config, folder):
+    torch._dynamo.reset()
+    whole = {"batch_size": 125, "limit": 250}  # of 500 validation images too: one size of batch, compiled once
+    config = changed(digits_config, data=whole, optim={"epochs": 1})
+    compiled = train(changed(config, runtime={"compile": True}), folder)
+    plain = train(config, RunFolder(folder.root.parent / "plain"))
+    assert compiled[0]["train/loss"] == pytest.approx(plain[0]["train/loss"], rel=1e-2)
+    assert not any("_orig_mod" in name for name in weights(folder))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"model": {"name": "cifar_resnet33"}}, "no model 'cifar_resnet33'; did you mean 'cifar_resnet32'"),
+        ({"model": {"options": {"colour": 3}}}, "timm cannot create 'resnet18'.*colour"),
+        ({"model": {"name": "vgg11", "branches": "paper"}}, "no side branches were published for VGG; branches='auto'"),
+        ({"data": {"limit": 5000}}, "data.limit is 5000, but there are only 1297"),
+        ({"data": {"batch_size": 200, "drop_last": True}}, "drop_last leaves nothing"),
+        ({"data": {"name": "folder", "root": "/nowhere"}}, "no folder '/nowhere'"),
+        ({"sampling": {"kind": "bernoulli", "p": 3.0}}, "sampling.p is 3.0"),
+        ({"sampling": {"kind": "categorical", "sets": {"b1": 0.3}}}, "sum to 1"),
+        ({"sampling": {"kind": "categorical", "sets": {"b1": 0.5, "b9": 0.5}}}, "no branch 'b9'"),
+        (
+            {"model": {"name": "vit_tiny_patch16_224"}},
+            "VisionTransformer does not take images of 1x8x8",
+        ),
+        ({"model": {"options": {"foo": 1}}}, "timm cannot create 'resnet18'.*foo"),
+        ({"optim": {"epochs": 0}}, "optim.epochs is 0"),
+        ({"branches": {"batch_fraction": 0.0}}, "branches.batch_fraction is 0.0"),
+        ({"branches": {"start_epoch": 3, "stop_epoch": 2}}, "branches.stop_epoch is 2"),
+        ({"objective": {"mimicry_ramp": -1}}, "objective.mimicry_ramp is -1"),
+        ({"runtime": {"accelerator": "cuda"}}, "runtime: .*[Cc][Uu][Dd][Aa]"),
+    ],
+)
+def test_a_config_that_cannot_work(digits_config, folder, groups, message):
+    if "options" in groups.get("model", {}):
+        digits_config = changed(digits_config, model={"name": "resnet18"})
+    with pytest.raises(sb.UserError, match=message):
+        train(changed(digits_config, **groups), folder)
+    assert not folder.is_used()
+
+
+def test_own_networks_do_not_swallow_unknown_options(digits_config, folder):
+    config = changed(digits_config, model={"options": {"drop_rate": 0.3}})
+    with pytest.raises(sb.UserError, match="timm cannot create 'cifar_resnet20'.*drop_rate"):
+        train(config, folder)
+
+
+def test_a_network_that_does_not_take_the_images_is_refused_before_training(digits_config, folder):
+    config = changed(replace(digits_config, method="baseline"), model={"name": "vit_tiny_patch16_224"})
+    with pytest.raises(sb.UserError, match="vit_tiny_patch16_224 does not take images of 1x8x8"):
+        train(config, folder)
+
+
+def test_sampling_leaves_a_baseline_alone(digits_config, folder):
+    sampled = changed(digits_config, sampling={"kind": "categorical", "sets": {"b1": 1.0}}, optim={"epochs": 1})
+    train(replace(sampled, method="baseline"), folder)
+
+
+def test_a_wrecked_network_is_neither_kept_nor_shipped(digits_config, folder):
+    wild = changed(replace(digits_config, method="baseline"), optim={"lr": 1e30, "epochs": 1}, data={"limit": 64})
+    with pytest.raises(sb.UserError, match="epoch 1, step 1, first in: validation of main; none was saved"):
+        train(wild, folder)
+    assert not folder.root.exists()
+
+
+def test_clipping_a_gradient_that_is_not_finite_ends_in_the_same_message(digits_config, folder):
+    wild = changed(digits_config, optim={"lr": 1e30, "clip": 1.0})
+    with pytest.raises(sb.UserError, match="not finite at epoch 1"):
+        train(wild, folder)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_crash_right_after_the_last_checkpoint_loses_nothing(digits_config, folder, monkeypatch, epochs):
+    config = changed(digits_config, optim={"epochs": epochs})
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_metrics", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(RunFolder, "keep_best", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(changed(config), folder)
+    rows = train(config, folder, resume=True)
+    assert folder.metrics.read_text().count("\n") == 1 + epochs
+    best = checkpoint.load(folder.best)
+    assert best["epoch"] == min(range(epochs), key=lambda i: rows[i]["val/top1/main"]) + 1
+
+
+def test_a_signal_during_the_last_validation_is_not_swallowed(digits_config, folder):
+    class AtTheEnd(Silent):
+        def epoch(self, row):
+            if row["epoch"] == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="the end of epoch 2"):
+        train(digits_config, folder, reporter=AtTheEnd())
+    assert folder.weights.exists()
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over_with_resume(digits_config, folder):
+    folder.root.mkdir()
+    folder.write_config(recipe.dump(digits_config))
+    train(digits_config, folder, resume=True)
+    assert folder.weights.exists()
+
+
+def test_a_folder_is_not_shared_by_two_runs(digits_config, folder):
+    folder.claim(resume=False)
+    with pytest.raises(sb.UserError, match="was taken by another run"):
+        train(digits_config, folder)
+    assert folder.is_used()
+
+
+def test_a_start_that_comes_to_nothing_leaves_nothing(digits_config, folder, monkeypatch):
+    def refuse(*_, **__):
+        raise sb.UserError("cannot read the image")
+
+    monkeypatch.setattr("sidebranch.data.loaders.in_memory.InMemoryLoader.batches", refuse)
+    with pytest.raises(sb.UserError, match="cannot read the image"):
+        train(digits_config, folder)
+    assert not folder.root.exists()
+
+
+def test_resume_when_images_went_missing_is_refused(digits_config, folder):
+    train(changed(digits_config, optim={"epochs": 1}), folder)
+    state = checkpoint.load(folder.last)
+    checkpoint.save(folder.last, {**state, "train_images": 170})
+    with pytest.raises(sb.UserError, match="it has 170 training images, 'data' now 160"):
+        train(changed(digits_config, optim={"epochs": 1}), folder, resume=True)
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_unreadable_batches_are_skipped_counted_and_survive_a_resume(digits_config, photos, tmp_path, stop):
+    for place in (photos / "train").rglob("*.png"):
+        if place.parent.name == "ant":
+            place.write_bytes(b"no image")
+    data = {"name": "folder", "root": str(photos), "image_size": 16, "resize": 16, "batch_size": 2, "workers": 0}
+    config = changed(digits_config, data={**data, "limit": 0, "on_corrupt": "skip"}, optim={"epochs": 2, "lr": 0.01})
+    lines = []
+
+    class Listener(StopAt):
+        def say(self, line):
+            lines.append(line)
+
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    expected = train(config, whole, reporter=Listener(-1))
+    assert expected[-1]["step"] == 12
+    assert any("unreadable images left out so far: 4, such as" in line for line in lines)
+    with pytest.raises(Interrupted):
+        train(config, folder, reporter=StopAt(stop))
+    assert timeless(train(config, folder, resume=True)) == timeless(expected)
+    assert_same(weights(folder), weights(whole))
+
+
+def test_when_no_image_can_be_read_it_says_so(digits_config, photos, folder):
+    for place in (photos / "val").rglob("*.png"):
+        place.write_bytes(b"")
+    data = {"name": "folder", "root": str(photos), "image_size": 16, "resize": 16, "batch_size": 4, "workers": 0}
+    config = changed(digits_config, data={**data, "limit": 0, "on_corrupt": "skip"})
+    with pytest.raises(sb.UserError, match="no validation image could be read"):
+        train(config, folder)
+
+
+def test_a_resumed_run_keeps_the_facts_of_its_start(digits_config, folder):
+    with pytest.raises(Interrupted):
+        train(digits_config, folder, reporter=StopAt(2))
+    started = json.loads(folder.environment.read_text())
+    train(digits_config, folder, resume=True)
+    facts = json.loads(folder.environment.read_text())
+    assert {key: facts[key] for key in started} == started
+    assert len(facts["resumed"]) == 1
+
+
+def test_a_moved_data_folder_does_not_stop_a_resume(digits_config, folder):
+    train(changed(digits_config, optim={"epochs": 1}), folder)
+    train(changed(digits_config, optim={"epochs": 1}, data={"root": "elsewhere", "workers": 1}), folder, resume=True)
+
+
+def test_a_file_system_without_locks_is_named_and_trained_on(digits_config, folder, monkeypatch):
+    lines = []
+
+    class Listening(Silent):
+        def say(self, line):
+            lines.append(line)
+
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert len(train(changed(digits_config, optim={"epochs": 1}), folder, reporter=Listening())) == 1
+    assert any("this file system has no locks" in line for line in lines)
