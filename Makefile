@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Some machines forbid Python to write bytecode; each of the tests' many processes would then compile all of torch.
+unexport PYTHONDONTWRITEBYTECODE
+
 # uv takes a torch and a torchvision that fit each other; plain pip may not. It lives in a folder of its own.
 UV := .uv/bin/uv
 
@@ -16,7 +19,7 @@ $(UV):
 
 $(VENV)/.ready: $(UV) requirements.lock pyproject.toml
 	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(VENV) --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(VENV) --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
 	touch $@
 
@@ -53,7 +56,7 @@ coverage-table: env
 # After a change of dependencies in pyproject.toml.
 lock: $(UV)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
-		--extra dev pyproject.toml --output-file requirements.lock
+		--extra dev --extra train pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) .uv .pytest_cache .ruff_cache .hypothesis

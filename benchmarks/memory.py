@@ -20,18 +20,18 @@ import torch
 
 import sidebranch as sb
 from sidebranch.runs.folder import environment
-from sidebranch.train.recompute import checkpoint_stages
+from sidebranch.train.recompute import checkpoint_activations
 
 GIB = 1024**3
 
 
-def measure(model: str, batch: int, checkpointed: bool) -> dict[str, float | str | int | bool]:
+def peak_of(model: str, batch: int, checkpointed: bool) -> dict[str, float | str | int | bool]:
     """One step with SGD and momentum, float32."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = resident()
     net = sb.attach(timm.create_model(model, num_classes=100)).to(device)
     if checkpointed:
-        checkpoint_stages(net)
+        checkpoint_activations(net, (3, 32, 32))
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     images, labels = torch.randn(batch, 3, 32, 32, device=device), torch.randint(0, 100, (batch,), device=device)
     started = time.perf_counter()
@@ -65,7 +65,7 @@ def main() -> None:
     rows = []
     for checkpointed in (True, False):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(measure, (options.model, options.batch, checkpointed)))
+            rows.append(pool.apply(peak_of, (options.model, options.batch, checkpointed)))
         print(rows[-1], flush=True)
     facts = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     options.output.parent.mkdir(parents=True, exist_ok=True)

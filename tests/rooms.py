@@ -43,8 +43,12 @@ ROOMS = [
     (
         "cli",
         "words to one of the rooms above",
-        "errors config _attach branches network device data prepare distributed runs evaluation train deploy inspect "
-        "study",
+        " ".join(
+            [
+                "errors config _attach branches network device data prepare",
+                "distributed runs evaluation train deploy inspect study",
+            ]
+        ),
     ),
     ("__init__", "the public names, imported when first used", "errors core branches zoo _attach"),
     ("__main__", "`python -m sidebranch`", "cli"),

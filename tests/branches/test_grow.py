@@ -7,45 +7,12 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from growing import WHOLE, Staged, little
 from torch import nn
 
 import sidebranch as sb
 from sidebranch.branches import grow
 from sidebranch.branches.trace import trace
-
-WHOLE = sb.Growth(keep=1.0, width=1.0, init="copy")
-
-
-def little(name):
-    """A small timm model and the smallest images that it takes."""
-    return timm.create_model(name, num_classes=7)
-
-
-class Staged(nn.Module):
-    """A network whose forward pass can be written by a test: stages of 8x8, 4x4 and 2x2."""
-
-    def __init__(self, run=None):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, 1, 1)
-        self.down1 = nn.Conv2d(4, 6, 3, 2, 1)
-        self.block1 = nn.Conv2d(6, 6, 3, 1, 1)
-        self.down2 = nn.Conv2d(6, 8, 3, 2, 1)
-        self.block2 = nn.Conv2d(8, 8, 3, 1, 1)
-        self.fc = nn.Linear(8, 5)
-        self.run = run or (lambda net, x: net.head(net.late(net.early(x))))
-
-    def early(self, x):
-        return self.block1(self.down1(self.stem(x)).relu())
-
-    def late(self, x):
-        return self.block2(self.down2(x).relu())
-
-    def head(self, x):
-        return self.fc(x.mean((2, 3)))
-
-    def forward(self, x):
-        return self.run(self, x)
-
 
 # About one of every kind of structure; benchmarks/coverage.py tries all families.
 QUICK = {
@@ -344,7 +311,7 @@ def test_a_place_that_is_no_fork_is_refused_with_its_reason(run, at, message):
     [
         (lambda: sb.attach(little("tnt_s_patch16_224")), "TNT has no 2 forks"),
         (lambda: sb.attach(little("resnet18"), "auto", count=0), "number of branches is 0"),
-        (lambda: sb.attach(little("resnet18"), "paper", at=["layer3"]), "`at` and `growth` go with branches='auto'"),
+        (lambda: sb.attach(little("resnet18"), "paper", at=["layer3"]), "`at` and `growth` need branches='auto'"),
         (lambda: sb.attach(little("resnet18"), at=["layer3", "layer3"]), "two branches fork at one place"),
         (lambda: sb.attach(little("vgg11"), "paper"), "branches='auto' grows some"),
         (lambda: sb.attach(torchvision.models.googlenet(init_weights=False)), "aux_logits=False"),
@@ -369,144 +336,3 @@ def test_the_trace_is_on_the_meta_device_and_leaves_the_backbone_alone():
     assert type(backbone).forward is not type(traced.root).forward
     assert backbone.training
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
-
-
-@pytest.mark.parametrize(("name", "downsamplings"), [("resnet18", 3), ("resnet26t", 3), ("efficientnet_b0", 4)])
-def test_a_stem_for_small_images_keeps_their_resolution(name, downsamplings):
-    backbone = little(name)
-    assert sb.small_input(backbone) is backbone
-    features = backbone.forward_features(torch.randn(1, 3, 32, 32))
-    assert features.shape[-1] == 32 // 2**downsamplings
-    first = next(each for each in backbone.modules() if isinstance(each, nn.Conv2d))
-    assert (first.kernel_size, first.stride) == ((3, 3), (1, 1))
-    assert sb.attach(backbone)(torch.randn(2, 3, 32, 32)).main.shape == (2, 7)
-    again = sb.small_input(little(name))
-    again.load_state_dict(backbone.state_dict())
-
-
-@pytest.mark.parametrize(("name", "message"), [("convnext_atto", "patches"), ("vgg11_bn", "no strided convolution")])
-def test_a_stem_that_cannot_be_adapted_is_refused(name, message):
-    with pytest.raises(sb.UserError, match=message):
-        sb.small_input(little(name))
-
-
-def unused_in_place(net, x):
-    y = net.late(net.early(x)) - 1
-    F.relu_(y)
-    y.mul_(3)
-    return net.head(y)
-
-
-def view_in_place(net, x):
-    y = net.late(net.early(x))
-    y.flatten(1)[:, :8].zero_()
-    return net.head(y)
-
-
-def constant(net, x):
-    return net.head(net.late(net.early(x))) * torch.tensor(2.0)
-
-
-def by_device(net, x):
-    return net.head(net.late(net.early(x))) + torch.arange(5, device=x.device)
-
-
-@pytest.mark.parametrize("run", [unused_in_place, view_in_place, constant, by_device])
-def test_effects_and_constants_are_part_of_the_tail(run):
-    backbone = Staged(run).eval()
-    (b1,) = grow(backbone, at=["block1"], growth=WHOLE, input_size=(3, 8, 8))
-    out = sb.BranchedModel(backbone, [b1.branch]).eval()(torch.randn(3, 3, 8, 8))
-    assert torch.equal(out.main, out["b1"])
-
-
-def by_size(net, x):
-    return net.head(net.late(net.early(x))) * (x.shape[2] / 8)
-
-
-def test_a_tail_that_depends_on_the_image_size_is_grown_for_the_given_size():
-    backbone = Staged(by_size).eval()
-    for size in (8, 16):
-        (b1,) = grow(backbone, at=["block1"], growth=WHOLE, input_size=(3, size, size))
-        net = sb.BranchedModel(backbone, [b1.branch]).eval()
-        out = net(torch.randn(3, 3, size, size))
-        assert torch.equal(out.main, out["b1"])
-        net.release()
-
-
-def noisy(net, x):
-    y = net.late(net.early(x))
-    return net.head(y + torch.randn_like(y) if net.training else y)
-
-
-def test_what_happens_in_training_only_is_noted():
-    (b1,) = grow(Staged(noisy), at=["block1"], growth=WHOLE, input_size=(3, 8, 8))
-    assert "does in training, too, what the backbone does in evaluation" in b1.notes[0]
-
-
-def test_a_frozen_backbone_grows_branches_that_train():
-    backbone = little("resnet18").requires_grad_(False)
-    net = sb.attach(backbone, "auto")
-    assert all(each.requires_grad for each in net.branches.parameters())
-    assert not any(each.requires_grad for each in backbone.parameters())
-
-
-class Fixed(nn.Module):
-    """Takes a number of channels that is written down out of a wider feature."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.conv, self.channels = nn.Conv2d(channels, channels, 3, 1, 1), channels
-
-    def forward(self, x):
-        return self.conv(x)[:, : self.channels]
-
-
-def test_a_module_that_would_ignore_its_new_channels_is_not_widened():
-    stages = [nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1)), Fixed(6)]
-    backbone = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
-    (b1,) = grow(backbone, at=["0"], input_size=(3, 16, 16))
-    assert b1.width == 1
-    assert "takes a fixed number of channels" in b1.notes[0]
-
-
-def test_hooks_of_a_users_are_neither_called_nor_copied():
-    backbone = little("resnet18").eval()
-    seen = []
-    for module in (backbone.layer2, backbone.layer4[1]):
-        module.register_forward_hook(lambda *_: seen.append(1))
-    net = sb.attach(backbone, "auto").eval()
-    assert not seen
-    net(torch.randn(1, 3, 32, 32))
-    assert len(seen) == 2
-
-
-def hooked():
-    backbone = little("resnet18")
-    backbone.register_forward_hook(lambda module, inputs, output: output * 2)
-    return backbone
-
-
-def patched():
-    backbone = little("resnet18")
-    backbone.forward = lambda x: x
-    return backbone
-
-
-@pytest.mark.parametrize(
-    ("attempt", "message"),
-    [
-        (lambda: sb.attach(hooked(), "auto"), "forward hook"),
-        (lambda: sb.attach(patched(), "auto"), "forward pass of its own"),
-        (lambda: sb.attach(torch.compile(little("resnet18")), "auto"), "then compile the whole"),
-        (lambda: sb.attach(little("resnet18"), at=["fc"]), "no fork at 'fc'"),
-        (lambda: sb.attach(little("resnet18"), at="layer3"), "give a list of paths, such as .'layer3'."),
-        (lambda: sb.attach(little("resnet18"), "auto", count=2.5), "number of branches is 2.5"),
-        (lambda: sb.attach(little("resnet18"), "auto", input_size=32), "must be channels, height, width"),
-        (lambda: sb.attach(little("resnet18"), "auto", input_size=(3, -1, 4)), "must be channels, height, width"),
-        (lambda: sb.attach(nn.Sequential(nn.LazyLinear(3)), "auto"), "lazy layers"),
-        (lambda: sb.attach(little("resnet18"), "paper", growth=sb.Growth(width=1)), "go with branches='auto'"),
-    ],
-)
-def test_backbones_and_wishes_that_cannot_be(attempt, message):
-    with pytest.raises(sb.UserError, match=message):
-        attempt()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import sidebranch as sb
-from conftest import Little, little_branches
+from networks import Little, little_branches
 
 
 class Deep(Little):

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import sidebranch as sb
-from conftest import Little, little_branches
+from networks import Little, little_branches
 
 
 def gradients(net):

@@ -230,7 +230,8 @@ def test_distillation_from_an_outside_teacher(students, deep, supervision, row, 
     expected = naive_loss(logits, INDEX, supervision, rows, temperature, outside=teacher(seen))
     assert loss.total.item() == pytest.approx(expected, rel=1e-9)
     loss.total.backward()
-    assert not teacher.training
+    assert teacher.training
+    assert all(each.requires_grad for each in teacher.parameters())
     assert all(each.grad is None for each in teacher.parameters())
 
 
@@ -254,7 +255,10 @@ def test_any_number_of_classifiers():
         (lambda: sb.dks()(outputs_of(random_logits()), INDEX[:4]), r"class indices \[5\]"),
         (lambda: sb.dks()(outputs_of(random_logits()), SOFT[:, :5]), r"probabilities \[5, 7\]"),
         (lambda: sb.dks()(outputs_of(random_logits()), INDEX.float()), "integer class"),
-        (lambda: sb.dks()(outputs_of([torch.zeros(5, 7), torch.zeros(5, 8)], NAMES[:2]), INDEX), "all must be one"),
+        (
+            lambda: sb.dks()(outputs_of([torch.zeros(5, 7), torch.zeros(5, 8)], NAMES[:2]), INDEX),
+            "all must have the same",
+        ),
         (lambda: sb.dks()(outputs_of(random_logits()), INDEX, mimics=("main", "b7")), "no classifier 'b7'"),
         (lambda: sb.kd(nn.Linear(4, 7))(outputs_of(random_logits()), INDEX), "images=images"),
     ],
@@ -291,7 +295,7 @@ def test_the_mimicry_terms_may_be_scaled():
 @pytest.mark.parametrize("lengths", [(4, 6, 6), (6, 4, 5), (6, 5, 4), (6, 6, 4)])
 def test_parts_of_a_batch_that_do_not_fit_are_refused(lengths):
     logits = tuple(torch.randn(length, 5) for length in lengths)
-    with pytest.raises(sb.UserError, match="may be of the first images only"):
+    with pytest.raises(sb.UserError, match="may have fewer rows, of the first images"):
         sb.dhm()(sb.Outputs(("main", "b1", "b2"), logits), torch.tensor([0, 1, 2, 3, 4, 0]))
 
 

@@ -62,10 +62,10 @@ def test_a_draw_is_a_function_of_the_moment():
 
 
 def test_who_may_be_missing_is_known_beforehand():
-    assert sb.Fixed().always_all
-    assert sb.Bernoulli(0.5, "mimicry").always_all
-    assert not sb.Bernoulli(0.5, "branch").always_all
-    assert not sb.Categorical({"b1": 1.0}, "branch").always_all
+    assert sb.Fixed().computes_all
+    assert sb.Bernoulli(0.5, "mimicry").computes_all
+    assert not sb.Bernoulli(0.5, "branch").computes_all
+    assert not sb.Categorical({"b1": 1.0}, "branch").computes_all
 
 
 @pytest.mark.parametrize(

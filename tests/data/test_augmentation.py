@@ -80,5 +80,5 @@ def test_normalised_images_are_channels_last_in_memory(photos):
 
 
 def test_reflection_beyond_the_image_is_refused(photos):
-    with pytest.raises(sb.UserError, match="reflect padding of 8 needs images larger"):
+    with pytest.raises(sb.UserError, match="reflect padding of 8 needs larger images"):
         Augmentation(8, "reflect").padded(photos)

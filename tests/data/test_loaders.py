@@ -187,7 +187,7 @@ def no_classes(root):
     [
         (remove_val, "has no folder 'val' .found: train, validation.; it needs"),
         (empty_class, "not laid out as CLASS/.*dog"),
-        (one_sided_class, "2 classes are in only one of .*: cat, cow"),
+        (one_sided_class, "1 class is in .*/train only: cat; add images of each to .*/val, or remove it from"),
         (no_classes, "not laid out as CLASS"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Re-identification sets: what is read, left out and lines; the drawn set; batches of P people, K images each."""
+"""Re-identification sets: what is read, left out and reported; the drawn set; batches of P people, K images each."""
 
 import re
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_what_is_counted_and_left_out_is_said(tmp_path):
     notes = "\n".join(reid(laid_out(tmp_path, MARKET)).notes)
     assert "train: 3 images of 2 identities, 3 cameras" in notes
     assert "gallery: 3 images of 1 identities, 3 cameras, 1 distractors among them, 1 junk left out" in notes
-    assert "left out 1 files whose names tell no identity and camera: bounding_box_test/Thumbs.db" in notes
+    assert "left out 1 files whose names have no identity and camera: bounding_box_test/Thumbs.db" in notes
 
 
 def test_distractors_and_junk_are_nobody_to_train_on(tmp_path):
@@ -112,7 +112,7 @@ def test_a_table_is_read(tmp_path):
     assert found.train.name(0) == str(tmp_path / "a" / "1.png")
     assert found.queries == 1
     assert len(found.test) == 2
-    assert "left out 2 rows that lack something: line 7, line 8" in found.notes[-1]
+    assert "left out 2 incomplete rows: line 7, line 8" in found.notes[-1]
 
 
 @pytest.mark.parametrize(

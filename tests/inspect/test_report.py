@@ -50,7 +50,10 @@ def test_summary_is_mean_and_sample_deviation_over_seeds(records):
 
 def test_the_verdict_says_which_way_it_went(records):
     gain = summarise(records)["baseline"]["main"].mean - summarise(records)["DHM"]["main"].mean
-    assert f"{abs(gain):.2f} points {'lower' if gain > 0 else 'higher'}, lower with " in verdict(records)
+    assert verdict(records).startswith("Top-1 error of the shipped backbone on 500 images (mean ± standard deviation")
+    change = f"{abs(gain):.2f} points {'lower' if gain > 0 else 'higher'} (95 % interval over seeds: "
+    assert change in verdict(records)
+    assert ", lower with " in verdict(records)
     assert "baseline" not in verdict(records[2:])
 
 

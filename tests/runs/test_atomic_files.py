@@ -14,7 +14,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(sb.UserError, match="Input/output error.*unharmed"):
+    with pytest.raises(sb.UserError, match="Input/output error.*is unchanged"):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -83,7 +83,7 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(sb.UserError, match="unharmed"):
+    with pytest.raises(sb.UserError, match="is unchanged"):
         checkpoint.save(saved, {})
     assert saved.read_bytes() == before
     assert [each.name for each in saved.parent.iterdir()] == ["last.ckpt"]

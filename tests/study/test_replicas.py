@@ -42,7 +42,7 @@ def test_a_signal_is_handed_on_once_to_everyone(tmp_path):
     """
     source = f"""
     import sys
-    from sidebranch.study import run_replicas
+    from sidebranch.study.replicas import run_replicas
     child = [sys.executable, "-c", {textwrap.dedent(child)!r}]
     print(run_replicas({{"0": child, "1": child}}, 1))
     """

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import sidebranch as sb
-from conftest import Little
+from networks import Little
 from sidebranch.train.recompute import checkpoint_activations
 
 
@@ -82,7 +82,8 @@ def bytes_kept(net, images):
     return sum(storage.nbytes() for storage in storages.values())
 
 
-# The backbone's own checkpointing in timm; and one whose own would bypass the forks (resnet).
+# Some of timm's own checkpointing; and some whose own would bypass the forks.
+@pytest.mark.filterwarnings("ignore:b[12] is as:UserWarning")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -101,6 +102,7 @@ def test_activations_of_any_family_are_recomputed(name, options):
     images, labels = torch.randn(4, 3, 64, 64), torch.randint(5, (4,))
     assert bytes_kept(saving, images) < 0.75 * bytes_kept(net, images)
     for each in (net, saving):
+        torch.manual_seed(0)  # of dropped paths
         sb.dhm()(each(images), labels).total.backward()
     for (key, one), other in zip(net.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6, msg=key)

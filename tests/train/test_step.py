@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_loop import changed, weights
 
 import sidebranch as sb
 from sidebranch.distributed import unused_gradients
@@ -18,6 +17,7 @@ from sidebranch.runs.console import Silent
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
 from sidebranch.train.optimizer import build_optimizer
+from training import changed, weights
 
 
 class Listener(Silent):
@@ -26,11 +26,6 @@ class Listener(Silent):
 
     def say(self, text):
         self.lines.append(text)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return RunFolder(tmp_path / "run")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Where branches fork: the ends of a backbone's stages, read from its forward pass."""
+"""Choose forks: the ends of a backbone's stages, found in its forward pass."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sidebranch.errors import UserError
 
 
 def find_forks(traced: Trace, count: int) -> dict[str, fx.Node]:
-    """The ends of the last stages before the final one; else, places spread evenly over the blocks.
+    """The ends of the last stages before the final one; or places spread evenly over the blocks.
 
-    A stage is what runs at one resolution. A backbone whose blocks all run in the final stage, as in most vision
-    transformers, forks after three quarters and half of them.
+    A stage is the part of the network at one resolution. A backbone whose blocks are all in the final stage, as in most
+    vision transformers, forks after three quarters and half of them.
 
     Args:
         traced: the backbone's forward pass.
-        count: how many.
+        count: number of forks.
 
     Returns:
         Path to node, the farthest from the top first.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are fewer.
     """
     root, size = traced.root, traced.images.shape[1:]
     weighty = {
@@ -55,16 +55,15 @@ def find_forks(traced: Trace, count: int) -> dict[str, fx.Node]:
             return {path: places[path] for path in ends}
     if len(blocks) < count + 2:
         raise UserError(
-            f"{type(root).__name__} has no {count} forks: a branch needs a block that all goes through on its way to "
-            f"the logits, with more of its kind before and after it, and there are {len(blocks)} such blocks; give "
-            f"branches of your own"
+            f"{type(root).__name__} has no {count} forks: a branch forks at a block that every path to the logits goes "
+            f"through, with more such blocks before and after, and there are {len(blocks)}; give branches of your own"
         )
     chosen = [blocks[len(blocks) * (count + 2 - place) // (count + 2) - 1] for place in range(1, count + 1)]
     return {path: traced.fork(path) for path in chosen}
 
 
 def _by_resolution(places: Mapping[str, fx.Node], size: Sequence[int]) -> list[tuple[int, list[str]]]:
-    """Runs of places between which the resolution does not fall; a token more, such as a class's, is no fall."""
+    """Groups of consecutive places of one resolution; one token more or less, such as a class token, is ignored."""
     stages: list[tuple[int, list[str]]] = []
     for path, node in places.items():
         cells = resolution(value_of(node), size)
@@ -75,7 +74,7 @@ def _by_resolution(places: Mapping[str, fx.Node], size: Sequence[int]) -> list[t
 
 
 def _end(stage: Sequence[str], following: Sequence[str], traced: Trace) -> str:
-    """The last place of a stage that is not inside a module that begins in it and ends in the next."""
+    """The last place of a stage that is not inside a module that reaches into the next stage."""
     here, there = ({traced.calls[path][0].output for path in paths} for paths in (stage, following))
 
     def begins_next(path: str) -> bool:
@@ -94,18 +93,18 @@ def resolution(value: Tensor, size: Sequence[int]) -> int:
 
 
 def channels(value: Tensor, size: Sequence[int]) -> int:
-    """C of the same."""
+    """C of feature maps or of a sequence."""
     return value.shape[1] if value.ndim == 4 and _channels_first(value, size) else value.shape[-1]
 
 
 def _channels_first(value: Tensor, size: Sequence[int]) -> bool:
-    """Height and width are in the image's proportion, but for rounding."""
+    """Whether the last two dimensions have the image's aspect ratio, up to rounding."""
     _, height, width = size
     return abs(value.shape[2] * width - value.shape[3] * height) <= max(height, width)
 
 
 def alike(traced: Trace, at: str) -> list[str]:
-    """The places of the fork's stage that give what it gives, itself the last: roots that a branch may move over."""
+    """The places of the fork's stage with the same output shape, the fork last: roots of a movable branch."""
     fork = traced.fork(at)
     shape = value_of(fork).shape
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""A backbone whose last stage keeps the resolution: twice as fine features, as re-identification likes them."""
+"""Set the strides of a backbone's last stage to 1: features of twice the resolution, for re-identification."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ STRIDED = (nn.Conv2d, *POOLS)
 
 
 def last_stride_one(backbone: nn.Module) -> nn.Module:
-    """Sets the strides of a backbone's last stage to 1 (Sun et al. 2018; Luo et al. 2019), and gives it back.
+    """Sets the strides of a backbone's last stage to 1 (Sun et al. 2018; Luo et al. 2019), and returns the backbone.
 
-    Weights stay as they are, pretrained ones too. What ships then loads into `last_stride_one(timm.create_model(...))`.
+    Weights stay, pretrained ones too. The shipped weights load into `last_stride_one(timm.create_model(...))`.
 
     Args:
         backbone: changed in place, before branches are attached.
 
     Raises:
-        UserError: timm does not say which stage is its last, or that has no stride to take away.
+        UserError: the last stage is unknown, or its strides cannot be changed.
     """
     stage = last_stage(backbone)
     kind = type(backbone).__name__
@@ -39,7 +39,7 @@ def last_stride_one(backbone: nn.Module) -> nn.Module:
 
 
 def last_stage(backbone: nn.Module) -> str:
-    """The path of the stage that runs last, or nothing where timm does not say."""
+    """The path of the last stage by timm's `feature_info`; empty if unknown."""
     stages = getattr(backbone, "feature_info", None)
     name = stages[-1]["module"] if isinstance(stages, list) and stages else ""
     return name if name in dict(backbone.named_modules()) else ""
@@ -49,7 +49,7 @@ def keep_resolution(stage: nn.Module) -> None:
     """Sets all strides of a stage to 1."""
     for each in _strided(stage):
         if isinstance(each, POOLS) and _size(each) <= _stride(each):
-            each.kernel_size = 1  # nothing is pooled any more
+            each.kernel_size = 1  # it no longer pools
         each.stride = 1 if isinstance(each, POOLS) else (1, 1)
 
 

@@ -1,6 +1,6 @@
-"""The simple heads that DKS compared its branches with (Sun et al. 2019, Table 3), on any fork of feature maps.
+"""The simple heads that DKS compares its branches with (Sun et al. 2019, Table 3), at any fork of feature maps.
 
-They cost little and, in that table, help little or harm. Differs: the sizes of the fully connected heads are not in the
+They are cheap and, in that table, help little or harm. Differs: the sizes of the fully connected heads are not in the
 paper; they are GoogLeNet's (Szegedy et al. 2015), whose auxiliary classifiers these are.
 """
 

@@ -1,4 +1,4 @@
-"""Stages, global average pooling and one linear layer: what every branch of the papers is, and every network too."""
+"""Stages, global average pooling and one linear layer: the form of the papers' branches and networks."""
 
 from __future__ import annotations
 

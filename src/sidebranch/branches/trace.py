@@ -1,8 +1,8 @@
 """A backbone's forward pass as a graph, with the value of every node, and its tail after any module.
 
-In: a backbone and the size of an image. Out: a `Trace`: a `torch.fx` graph whose nodes are blocks, the places where it
-may be cut, and the cut itself: a graph from one module's output to the logits. The pass runs on meta tensors while it
-is traced, so that shapes are known, control flow that depends on them is followed, and nothing is computed.
+In: a backbone and the size of an image. Out: a `Trace`: a `torch.fx` graph of blocks, the nodes where it can be cut,
+and the graph from a cut to the logits. While it is traced, the pass runs on meta tensors: shapes are known, control flow
+that depends on them is followed, and nothing is computed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from sidebranch.branches.tracer import Call, Tracer, is_read_later, note_copy, value_of, was_changed
 from sidebranch.errors import UserError, reason
 
-# What a forward pass may raise on an input that it does not take, or on a way of tracing that it does not bear.
+# Exceptions that a forward pass may raise on a wrong input, or while it is traced.
 FAILURES = (
     RuntimeError,
     ValueError,
@@ -38,7 +38,7 @@ BATCH = 2
 
 
 def meta_copy(module: nn.Module) -> Any:
-    """The module on the meta device: its structure, none of its memory."""
+    """A copy of the module on the meta device, without memory for weights."""
     memo: dict[int, Any] = {}
     if any(isinstance(each, UninitializedParameter) for each in module.parameters()):
         raise UserError(f"{type(module).__name__} has lazy layers; run one batch through it first")
@@ -58,9 +58,9 @@ class Trace:
 
     Attributes:
         root: the backbone on the meta device, which the graph's names refer to.
-        graph: blocks, stages' plain sequences opened; every node's `meta["value"]` is what it gave.
-        calls: path of a module to its runs, in their order.
-        cuts: the nodes through which everything flows that leads from the images to the logits.
+        graph: of blocks, with plain sequences opened; a node's `meta["value"]` is its output.
+        calls: path of a module to its calls, in order.
+        cuts: the nodes that every path from the images to the logits goes through.
     """
 
     root: nn.Module
@@ -80,7 +80,7 @@ class Trace:
         """The node that a branch at this module forks from.
 
         Raises:
-            UserError: the place is no fork.
+            UserError: a branch cannot fork there; it says why.
         """
         calls = self.calls.get(at, [])
         if not calls:
@@ -91,13 +91,13 @@ class Trace:
         if node is None or not isinstance(value_of(node), Tensor):
             raise UserError(f"no fork at '{at}': it does not give one tensor")
         if node not in self.cuts:
-            raise UserError(f"no fork at '{at}': part of what leads to the logits goes past it")
+            raise UserError(f"no fork at '{at}': a path from the images to the logits bypasses it")
         if was_changed(node):
             raise UserError(f"no fork at '{at}': a later operation changes its output in place; fork after that")
         return node
 
     def places(self) -> dict[str, fx.Node]:
-        """Every module where a branch may fork, in the order of their runs; of those with one output, the outermost."""
+        """Modules where a branch can fork, in order of execution; of modules with the same output, the outermost."""
         found: dict[fx.Node, str] = {}
         order = {node: place for place, node in enumerate(self.graph.nodes)}
         for path, calls in self.calls.items():
@@ -109,9 +109,9 @@ class Trace:
         return {path: node for node, path in sorted(found.items(), key=lambda item: order[item[0]])}
 
     def tail(self, fork: fx.Node) -> tuple[fx.Graph, dict[str, Call]]:
-        """The graph from the fork's output to the logits, and its modules' runs.
+        """The graph from the fork's output to the logits, and the calls of its modules.
 
-        Sizes that were read before the fork are constants in it, but for the batch's.
+        Sizes that are read before the fork are constants in it, except for the batch size.
         """
         graph, copies = fx.Graph(), {}
         copies[fork] = graph.placeholder("features")
@@ -138,7 +138,7 @@ class Trace:
         }
 
     def _needed(self, fork: fx.Node, past: set[fx.Node]) -> set[fx.Node]:
-        """The nodes after the fork that the logits are made of."""
+        """The nodes after the fork that the logits depend on."""
         order = {node: place for place, node in enumerate(self.graph.nodes)}
         needed: set[fx.Node] = set()
         stack = [self.graph.output_node()]
@@ -147,7 +147,7 @@ class Trace:
             if node not in needed and node is not fork and node not in past:
                 needed.add(node)
                 stack.extend(node.all_input_nodes)
-            if not stack:  # what changes in place something that is read afterwards, though nobody takes its output
+            if not stack:  # in-place operations whose input is read later, though their output is not used
                 stack = [
                     each
                     for each in self.graph.nodes
@@ -157,14 +157,14 @@ class Trace:
 
 
 def check_size(input_size: Any) -> None:
-    """Refuses what is no size of an image."""
+    """Raises UserError if this is not channels, height, width."""
     sizes = input_size if isinstance(input_size, Sequence) else ()
     if len(sizes) != 3 or not all(isinstance(each, int) and each > 0 for each in sizes):
         raise UserError(f"the input size is {input_size}; it must be channels, height, width, such as (3, 224, 224)")
 
 
 def trace(backbone: nn.Module, input_size: Sequence[int], *, training: bool = False) -> Trace:
-    """Runs two blank images through a copy of the backbone that holds no memory.
+    """Runs two blank images through a copy of the backbone on the meta device.
 
     Args:
         backbone: images to logits; left as it is.
@@ -178,16 +178,16 @@ def trace(backbone: nn.Module, input_size: Sequence[int], *, training: bool = Fa
         raise UserError("the backbone is compiled already; attach branches first, then compile the whole")
     if "forward" in vars(backbone) or backbone._forward_hooks or backbone._forward_pre_hooks:
         raise UserError(
-            f"{type(backbone).__name__} has a forward hook or a forward pass of its own, which branches cut out of it "
-            f"would not have; take it off, or wrap the model in a module"
+            f"{type(backbone).__name__} has a forward hook or a patched forward, which branches made from it would not "
+            f"have; remove it, or wrap the model in a module"
         )
     root = _one_input(meta_copy(backbone))
-    for each in root.modules():  # what users hang on a module watches that module, not its copies
+    for each in root.modules():  # users' hooks watch their module, not its copies
         for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks):
             hooks.clear()
     dtype = next((each.dtype for each in root.parameters()), torch.float32)
     images = torch.empty(BATCH, *input_size, device="meta", dtype=dtype)
-    if not training:  # both modes were tried then
+    if not training:  # both modes were tried before
         _run_plainly(root, images)
     root.train(training)
     failure: Exception | None = None
@@ -205,7 +205,7 @@ def trace(backbone: nn.Module, input_size: Sequence[int], *, training: bool = Fa
 
 
 def _one_input(root: nn.Module) -> nn.Module:
-    """Leaves the forward pass's further arguments, masks and the like, at their defaults."""
+    """The defaults of the forward pass's other arguments, such as masks."""
     kind = type(root)
 
     def forward(self: nn.Module, images: Tensor) -> Any:
@@ -216,7 +216,7 @@ def _one_input(root: nn.Module) -> nn.Module:
 
 
 def _run_plainly(root: nn.Module, images: Tensor) -> None:
-    """Both modes, so that what a user would meet in training is said now."""
+    """Runs both modes, so that errors in training mode are reported now."""
     for training in (True, False):
         root.train(training)
         try:
@@ -247,7 +247,7 @@ def _is_sequence(module: nn.Module) -> bool:
 
 
 def _is_stage(module: nn.Module) -> bool:
-    """A plain sequence, or a module that is made of blocks of one kind or holds a sequence of blocks."""
+    """A plain sequence, or a module made of blocks of one class or with a sequence of blocks."""
     holders = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     heavy = [child for child in module.children() if has_weights(child)]
     if _is_sequence(module) or (len(heavy) > 1 and len({type(each) for each in heavy}) == 1 and is_block(heavy[0])):
@@ -260,12 +260,12 @@ def _is_stage(module: nn.Module) -> bool:
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Whether it has weights of at least two dimensions: more than a norm's."""
+    """Whether it has weights of at least two dimensions, unlike a norm."""
     return any(each.ndim > 1 for each in module.parameters())
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether a module is made of others, among which are weights of at least two dimensions."""
+    """Whether a module has children, with weights of at least two dimensions."""
     return any(True for _ in module.children()) and has_weights(module)
 
 
@@ -278,7 +278,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _past(fork: fx.Node, graph: fx.Graph) -> set[fx.Node]:
-    """What the images lead to without going through the fork: features, and sizes read from nothing else."""
+    """The nodes that do not depend on the fork, and sizes that depend on such nodes only."""
     past: set[fx.Node] = set()
     for node in graph.nodes:
         if node is fork:
@@ -296,7 +296,7 @@ def _past(fork: fx.Node, graph: fx.Graph) -> set[fx.Node]:
 
 
 def _size(node: fx.Node, batch: fx.Node) -> Any:
-    """A size that was read before the fork: a constant, but for the number of images."""
+    """A size that is read before the fork: a constant, except for the number of images."""
     value = value_of(node)
     assert not _holds_tensor(value), f"{node} goes past the cut"
     if isinstance(value, torch.device):
@@ -310,7 +310,7 @@ def _size(node: fx.Node, batch: fx.Node) -> Any:
 
 
 def cuts_of(graph: fx.Graph) -> set[fx.Node]:
-    """One sweep: at a cut, no earlier node is still to be used by a later one."""
+    """The cuts, in one sweep: nodes after which no earlier node is used."""
     nodes = list(graph.nodes)
     order = {node: place for place, node in enumerate(nodes)}
     flows = [node for node in nodes if _holds_tensor(value_of(node)) or node.op == "output"]

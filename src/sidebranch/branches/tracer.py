@@ -1,8 +1,8 @@
-"""A forward pass recorded while it runs: `torch.fx`'s tracer, with the value of every node.
+"""A `torch.fx` tracer that runs the forward pass while it records it, with the value of every node.
 
-In: a module on the meta device and images for it. Out: a graph, and the runs of every module in it. A node's
-`meta["value"]` is what it gave, `meta["version"]` how often that had been changed in place by then, and
-`meta["changes"]` the earlier nodes whose values it changed in place.
+In: a module on the meta device and images for it. Out: a graph, and the calls of every module. A node's `meta["value"]`
+is its output, `meta["version"]` the output's version counter at that time, and `meta["changes"]` the earlier nodes
+whose outputs it changed in place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.fx.proxy import Attribute
 
 
 class Call(NamedTuple):
-    """One run of a module: the nodes of its first input and of its output, None for what is no single value."""
+    """One call of a module: the nodes of its first input and of its output; None for more than one value."""
 
     input: fx.Node | None
     output: fx.Node | None
@@ -28,28 +28,28 @@ def value_of(node: Any) -> Any:
 
 
 def was_changed(node: fx.Node) -> bool:
-    """Whether a later operation changed the node's value in place."""
+    """Whether a later operation changed the node's output in place."""
     value = value_of(node)
     return isinstance(value, Tensor) and value._version != node.meta["version"]
 
 
 def is_read_later(node: fx.Node, order: Mapping[fx.Node, int], among: Container[fx.Node]) -> bool:
-    """Whether something that the node changes in place is used, by one of these, after the change."""
+    """Whether one of these nodes uses, after the change, something that the node changes in place."""
     return any(user in among and order[user] > order[node] for each in changes(node) for user in each.users)
 
 
 def note_copy(node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> None:
-    """Gives a node's copy what is known of the node."""
+    """Copies a node's meta data to its copy."""
     copies[node].meta = node.meta | {"changes": {copies[each] for each in changes(node) if each in copies}}
 
 
 def changes(node: fx.Node) -> set[fx.Node]:
-    """The earlier nodes whose values this one changes in place."""
+    """The earlier nodes whose outputs this one changes in place."""
     return node.meta.get("changes", set())
 
 
 class _Proxy(fx.Proxy):
-    """A proxy that knows its value, so that Python's control flow can go on."""
+    """A proxy with a value, for Python's control flow."""
 
     tracer: Tracer
 
@@ -76,7 +76,7 @@ class _Proxy(fx.Proxy):
 
 
 def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], Any]:
-    """fx would trace `x += y` as `x = x + y`, and an in-place change of a fork's output would not be seen."""
+    """fx traces `x += y` as `x = x + y`, which hides an in-place change of a fork's output."""
 
     def method(proxy: _Proxy, other: Any) -> Any:
         return proxy.tracer.create_proxy("call_function", operation, (proxy, other), {})
@@ -89,11 +89,11 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
 
 
 class Tracer(fx.Tracer):
-    """Traces while it runs: a leaf is executed on the meta device as soon as it is met.
+    """Traces and runs: each leaf is executed on the meta device when it is reached.
 
     Args:
         images: the input.
-        opens: which modules are looked into, apart from the root.
+        opens: whether to trace into a module; the root always is.
     """
 
     def __init__(self, images: Tensor, opens: Callable[[nn.Module], bool]) -> None:
@@ -101,8 +101,8 @@ class Tracer(fx.Tracer):
         self.images, self.opens = images, opens
         self.proxy_buffer_attributes = True
         self.calls: dict[str, list[Call]] = {}
-        self.views: dict[int, list[fx.Node]] = {}  # nodes by the memory that their values share
-        self.is_running = False  # a leaf, outside the graph
+        self.views: dict[int, list[fx.Node]] = {}  # storage to the nodes whose outputs share it
+        self.is_running = False  # a leaf is being executed
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not self.opens(m)
@@ -151,7 +151,7 @@ class Tracer(fx.Tracer):
         return value_of(obj.node).keys()
 
     def _run(self, node: fx.Node) -> Any:
-        """What the node gives."""
+        """The node's output."""
         if node.op == "placeholder":
             return node.args[0] if node.args else self.images
         args, kwargs = _plain(map_arg((node.args, node.kwargs), self._argument))
@@ -175,7 +175,7 @@ class Tracer(fx.Tracer):
 
 
 def _plain(arguments: Any) -> Any:
-    """Lists and dicts that may be changed, as they are outside a graph."""
+    """Plain lists and dicts instead of fx's immutable ones."""
     if isinstance(arguments, dict):
         return {key: _plain(each) for key, each in arguments.items()}
     if isinstance(arguments, list):

@@ -1,7 +1,7 @@
-"""Widened: the same blocks with more channels (rule 3 of DHM's supplement A, for the branch nearest the top).
+"""Widen a tail: the same blocks with more channels (rule 3 of DHM's supplement A, for the branch nearest the top).
 
-The tail runs once on the meta device, and every layer is rebuilt just before its run, for the channels that then reach
-it; so what follows adapts to what came before, whatever the blocks look like inside.
+The tail runs once on the meta device. Every layer is rebuilt just before it runs, for the channels of its input, so
+that later layers follow the earlier ones, whatever the blocks look like.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Shapes = dict[nn.Module, tuple[torch.Size, torch.Size]]
 
 
 class CannotWiden(Exception):
-    """Says which module stands in the way, and why."""
+    """The module that cannot be widened, and why."""
 
 
 def widen(tail: fx.GraphModule, width: float, is_map: Callable[[Tensor], bool]) -> None:
-    """Multiplies the channels of every layer before the pool; the head keeps its own.
+    """Multiplies the channels of every layer before the pool; the head keeps its width.
 
     Args:
-        tail: on the meta device, its nodes' values known; changed in place, useless if it fails.
-        width: times so many channels; depth-wise convolutions follow their input.
-        is_map: whether a value is features that were not pooled yet.
+        tail: on the meta device, with node values; changed in place, unusable if it fails.
+        width: factor of the channels; depth-wise convolutions follow their input.
+        is_map: whether a value is a feature map before pooling.
 
     Raises:
-        CannotWiden: a module's sizes are written down elsewhere than in its layers.
+        CannotWiden: a module has its sizes elsewhere than in its layers.
     """
     features = next(node for node in tail.graph.nodes if node.op == "placeholder").meta["value"]
     before, taken_before = _shapes(tail, features)
@@ -72,7 +72,7 @@ def widen(tail: fx.GraphModule, width: float, is_map: Callable[[Tensor], bool]) 
 
 
 class _Selections(TorchFunctionMode):
-    """Notes, of every slice and split, where it was made and the share of the input that it takes."""
+    """Records, for every slice and split, its module and its share of the input."""
 
     def __init__(self, tail: nn.Module) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ _SELECTIONS = {Tensor.__getitem__, Tensor.narrow, torch.narrow, Tensor.split, to
 
 
 def _shapes(tail: fx.GraphModule, features: Tensor) -> tuple[Shapes, list[tuple[str, float]]]:
-    """Of every module's first input and output, in the order of the runs; and the selections made."""
+    """Shapes of every module's first input and output, in order of execution; and the slices and splits."""
     found: Shapes = {}
     selections = _Selections(tail)
 
@@ -117,7 +117,7 @@ def _shapes(tail: fx.GraphModule, features: Tensor) -> tuple[Shapes, list[tuple[
 
 
 def _head(tail: fx.GraphModule, is_map: Callable[[Tensor], bool]) -> set[nn.Module]:
-    """What runs after the last features that were not pooled yet."""
+    """The nodes after the last feature map before pooling."""
     nodes, cuts = list(tail.graph.nodes), cuts_of(tail.graph)
     last = max((place for place, node in enumerate(nodes) if node in cuts and is_map(node.meta["value"])), default=0)
     later = [tail.get_submodule(str(node.target)) for node in nodes[last + 1 :] if node.op == "call_module"]
@@ -125,7 +125,7 @@ def _head(tail: fx.GraphModule, is_map: Callable[[Tensor], bool]) -> set[nn.Modu
 
 
 def _classifiers(tail: fx.GraphModule, shapes: Shapes) -> set[nn.Module]:
-    """The layers that give the logits, maybe before they are pooled: the last in the modules nearest the output."""
+    """The layers that give the logits, possibly before pooling: the last ones of the modules nearest the output."""
     found: set[nn.Module] = set()
     stack, visited = [tail.graph.output_node()], set()
     while stack:
@@ -141,7 +141,7 @@ def _classifiers(tail: fx.GraphModule, shapes: Shapes) -> set[nn.Module]:
 
 
 def _adapt(module: nn.Module, before: tuple[torch.Size, torch.Size], now: torch.Size, width: float) -> None:
-    """Rebuilds a module's own parameters for the input that reaches it."""
+    """Rebuilds a module's own parameters for its input."""
     was = before[0]
     own = dict(module.named_parameters(recurse=False))
     if not own and not list(module.buffers(recurse=False)):
@@ -151,7 +151,7 @@ def _adapt(module: nn.Module, before: tuple[torch.Size, torch.Size], now: torch.
         _stretch(module, own, was, now)
         return
     if not own.keys() <= {"weight", "bias"}:
-        raise CannotWiden(f"{type(module).__name__}, which has parameters of its own kind")
+        raise CannotWiden(f"{type(module).__name__}, which has unknown parameters")
     rebuild(module, was, now, width)
 
 
@@ -205,7 +205,7 @@ _REBUILDS: dict[type[nn.Module], Callable[..., None]] = {
 
 
 def _stretch(module: nn.Module, own: dict[str, nn.Parameter], was: torch.Size, now: torch.Size) -> None:
-    """Any other module's parameters, layer scales and the like: the sizes that its input had, as its input has them."""
+    """Other parameters, such as layer scales: dimensions that had the input's size get its new size."""
     changed = {old: new for old, new in zip(was, now, strict=False) if old != new}
     for name, parameter in own.items():
         _resize(module, name, tuple(changed.get(size, size) for size in parameter.shape))
@@ -220,12 +220,12 @@ def _resize(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
 
 
 def _times(channels: int, width: float) -> int:
-    """One channel stays one: it is no feature map, but a weight for all."""
+    """One channel stays one: a weight for all channels, such as attention, is no feature map."""
     return channels if channels == 1 else max(1, round(width * channels))
 
 
 def _check(tail: fx.GraphModule, before: Shapes, after: Shapes, head: set[nn.Module]) -> None:
-    """A module that writes its sizes down somewhere may run on, and give the old number of channels."""
+    """Checks that outputs have new channels: a module with its sizes elsewhere may still give the old number."""
     for node in tail.graph.nodes:
         module = tail.get_submodule(str(node.target)) if node.op == "call_module" else None
         if module is None or module in head or module not in before or not has_weights(module):

@@ -39,9 +39,11 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from sidebranch.cli.running import quiet_lightning
     from sidebranch.evaluation.of_run import evaluate_reference, evaluate_run
     from sidebranch.runs.folder import RunFolder
 
+    quiet_lightning()
     if options.weights:
         errors = evaluate_reference(recipe.find(options.run), options.weights, options["data.root"])
         title = f"{options.weights} as {options.run}"

@@ -1,7 +1,8 @@
-"""What the commands that train share: the exit status of a run that was stopped."""
+"""Shared by the commands that run networks: exit statuses, and what Lightning may print."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ def exit_status(train: Callable[[], None], how_to_resume: str) -> int:
     from sidebranch.distributed.processes import ProcessLost, is_main_process, leave
     from sidebranch.train.signals import Interrupted
 
+    quiet_lightning()
     try:
         train()
     except Interrupted as stop:
@@ -24,3 +26,13 @@ def exit_status(train: Callable[[], None], how_to_resume: str) -> int:
         return os.EX_TEMPFAIL
     leave()
     return 0
+
+
+def quiet_lightning() -> None:
+    """Lightning's notes on hardware and precision are left out: a run prints its own. It sets its levels on import."""
+    import lightning.fabric  # noqa: F401
+
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # This one says that it ends the process because another process has ended.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         options = made.parse_args([*from_recipe, *flags])
     except ArgumentError as error:
         valid = [*recipe.keys(as_dict(Config())), "resume", "output", "config", "print-config", "full"]
-        in_file = re.search("does not accept|parsing config", str(error))
+        in_file = re.search("does not accept|parsing config|is not expected|is not accepted", str(error))
         raise UserError((f"{name}: " if in_file else "") + recipe.explain(error, valid)) from error
     config = recipe.to_config(made, options)
     validate(config)

@@ -1,4 +1,4 @@
-"""Label corruption at a rate, reproducible: how the papers probe robustness to noisy labels."""
+"""Reproducible label corruption, as in the papers' tests of robustness to noisy labels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def corrupt_labels(
     labels: Int[Tensor, " n"], classes: int, rate: float, mode: Literal["random", "wrong"], seed: int
 ) -> Int[Tensor, " n"]:
-    """A copy in which `round(rate * n)` labels are drawn anew.
+    """A copy in which `round(rate * n)` labels are replaced.
 
     Args:
         labels: class indices.
         classes: K.
         rate: share of the labels to replace, in [0, 1].
-        mode: "random", any of the K labels, the right one among them (DHM supplement E); "wrong", one of the K - 1
+        mode: "random", any of the K labels, including the right one (DHM supplement E); "wrong", one of the K - 1
             others (DKS section 4.3).
-        seed: the same seed replaces the same labels by the same labels.
+        seed: the same seed makes the same replacements.
     """
     if not 0 <= rate <= 1:
         raise UserError(f"the corruption rate is {rate}; it must lie in [0, 1]")

@@ -1,8 +1,8 @@
-"""A small re-identification set of drawn pedestrians, in Market-1501's layout: for tests, the docs and a first run.
+"""Generate a small re-identification set of drawn persons, laid out like Market-1501: for tests and a first run.
 
-In: a seed. Out: images of 64x128. A person is a build and clothes of few colours, so that only the whole outfit tells
-two people apart; a camera has a light, a place and an angle of its own, so that colours and silhouettes
-change between cameras; poses, bags in the way, clutter and bad boxes do the rest. It says nothing about real people.
+In: a seed. Out: images of 64x128. A person has a build and clothes of few colours, so that only the full outfit
+identifies them; a camera has its own light, place and angle, so that colours and silhouettes change between cameras.
+Poses, occlusions, clutter and bad detections make it harder. It says nothing about real images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Keys = tuple[int, int, int]
 
 WIDTH, HEIGHT = 64, 128
 JUNK = -1
-SCALE = 2  # drawn so many times as large
+SCALE = 2  # images are drawn larger by this factor, then reduced
 CAMERAS = 6
 CLOTHES: tuple[Colour, ...] = (
     (32, 34, 40),
@@ -47,7 +47,7 @@ HAIR: tuple[Colour, ...] = ((24, 20, 18), (84, 54, 34), (184, 144, 84), (150, 15
 
 @dataclass(frozen=True)
 class Look:
-    """A person: what stays the same on all images."""
+    """A person: the properties that are the same in all images."""
 
     height: float
     build: float
@@ -67,7 +67,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where a camera stands and how it sees."""
+    """A camera: its position, light and background."""
 
     angle: float
     light: list[float]
@@ -82,19 +82,19 @@ class Camera:
 def write_synthetic_reid(
     root: Path, identities: int = 200, seed: int = 0, done: Callable[[int, int], object] = lambda at, of: None
 ) -> dict[str, int]:
-    """Draws the set; half of the identities are for training.
+    """Generates the set; half of the identities are for training.
 
     Args:
         root: a new folder.
-        identities: how many people.
+        identities: number of persons.
         seed: the same seed gives the same files.
-        done: called with the number of images written, and to write.
+        done: called with the number of images written, and in total.
 
     Returns:
         Folder to number of images.
 
     Raises:
-        UserError: the folder is there already, or there are too few or too many people.
+        UserError: the folder exists, or there are too few or too many persons.
     """
     if not 4 <= identities <= 9998:
         raise UserError(f"--identities is {identities}; it must be from 4 to 9998")
@@ -110,7 +110,7 @@ def write_synthetic_reid(
 def _written(
     root: Path, folders: tuple[str, ...], identities: int, seed: int, done: Callable[[int, int], object]
 ) -> dict[str, int]:
-    """Folder to number of images; nothing stands there before all are drawn."""
+    """Folder to number of images; the folder appears when all images are written."""
     files = {folder: _files(folder, identities, seed) for folder in folders}
     unfinished = root / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -152,7 +152,7 @@ def _name(person: int, camera: int, number: int) -> str:
 def _write(path: Path, keys: Keys, seed: int) -> None:
     person, camera, number = keys
     draws = _draws(seed, "image", *keys)
-    look = look_of(seed, person if person > 0 else 10_000 + number)  # every distractor is somebody else
+    look = look_of(seed, person if person > 0 else 10_000 + number)  # every distractor is another person
     image = picture(look, camera_of(seed, camera), draws, is_junk=person == JUNK)
     image.save(path, quality=92)
 
@@ -172,7 +172,7 @@ def _greyish(draws: np.random.Generator) -> Colour:
 
 
 def look_of(seed: int, person: int) -> Look:
-    """The person of a number."""
+    """The person with this number."""
     draws = _draws(seed, "look", person)
 
     def one_of(choices: tuple[Colour, ...], spread: int = 10) -> Colour:
@@ -199,7 +199,7 @@ def look_of(seed: int, person: int) -> Look:
 
 
 def camera_of(seed: int, number: int) -> Camera:
-    """The camera of a number."""
+    """The camera with this number."""
     draws = _draws(seed, "camera", number)
     brightness = draws.uniform(0.6, 1.15)
     return Camera(
@@ -215,7 +215,7 @@ def camera_of(seed: int, number: int) -> Camera:
 
 
 def picture(look: Look, camera: Camera, draws: np.random.Generator, is_junk: bool = False) -> Image.Image:
-    """A person before a camera, 64x128; junk is a box that hardly holds them."""
+    """An image of a person, 64x128; junk is a box that shows little of the person."""
     canvas = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), camera.wall)
     _draw_place(canvas, camera, draws)
     _draw_person(canvas, look, camera, draws, is_junk)
@@ -230,7 +230,7 @@ def picture(look: Look, camera: Camera, draws: np.random.Generator, is_junk: boo
 
 
 def _draw_place(canvas: Image.Image, camera: Camera, draws: np.random.Generator) -> None:
-    """Ground, and a few things that stand about."""
+    """The background: wall, ground and a few objects."""
     pen, (width, height) = ImageDraw.Draw(canvas), canvas.size
     horizon = camera.horizon * height
     pen.rectangle((0, horizon, width, height), fill=camera.ground)
@@ -242,7 +242,7 @@ def _draw_place(canvas: Image.Image, camera: Camera, draws: np.random.Generator)
 
 
 def _draw_obstacle(canvas: Image.Image, draws: np.random.Generator) -> None:
-    """Something between the camera and the person: a pole, or a bin before the legs."""
+    """An occlusion: a pole, or a bin in front of the legs."""
     pen, (width, height) = ImageDraw.Draw(canvas), canvas.size
     colour = _colour(draws, 30, 200)
     left = draws.uniform(0.1, 0.8) * width
@@ -264,7 +264,7 @@ def _draw_person(canvas: Image.Image, look: Look, camera: Camera, draws: np.rand
     stride, swing = draws.normal(0, 0.09), draws.normal(0, 0.1)
 
     def at(right: float, up: float) -> Point:
-        """A point of the body, in its heights from the feet's middle."""
+        """A point of the body, in units of its height from between the feet."""
         return centre + tall * (right + camera.tilt * up), foot - tall * up
 
     def limb(start: Point, end: Point, thick: float, colour: Colour) -> None:
@@ -317,7 +317,7 @@ def _draw_person(canvas: Image.Image, look: Look, camera: Camera, draws: np.rand
 def _draw_pattern(
     block: Callable[[list[Point], Colour], None], look: Look, shoulder: float, hip: float, facing: float
 ) -> None:
-    """What is on the top; a badge only on its front."""
+    """The pattern on the top; a badge is only on its front."""
     if look.pattern == "stripes":
         for up in (0.53, 0.61, 0.69, 0.77):
             half = hip + (shoulder - hip) * (up - 0.47) / 0.34

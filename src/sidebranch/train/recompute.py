@@ -48,18 +48,18 @@ def _use_timm(net: BranchedModel, shape: Sequence[int]) -> bool:
     switch = getattr(net.backbone, "set_grad_checkpointing", None)
     if switch is None:
         return False
+    like, was_training = next(net.parameters()), net.training
     try:
         switch(True)
-        like = next(net.parameters())
-        was_training = net.training
         with torch.no_grad():
             net.eval()(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
-        net.train(was_training)
     except AssertionError:  # not supported
         return False
     except UserError:  # a fork was bypassed
         switch(False)
         return False
+    finally:
+        net.train(was_training)
     return True
 
 

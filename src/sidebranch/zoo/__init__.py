@@ -26,7 +26,7 @@ FAMILIES: dict[type[nn.Module], ModuleType] = {
 
 
 def published(backbone: nn.Module) -> list[SideBranch] | None:
-    """Freshly initialised branches as published for this network, b1 first; None where none were published."""
+    """Newly initialised branches as published for this network, b1 first; None if none were published."""
     family = _family(backbone)
     return None if family is None else family.side_branches(backbone)
 

@@ -86,7 +86,7 @@ class Transition(nn.Module):
 
 
 class _Chain:
-    """Lays dense blocks and transitions one after another, keeping count of the channels."""
+    """Builds dense blocks and transitions in sequence, and counts the channels."""
 
     def __init__(self, channels: int, growth: int, bottleneck: bool) -> None:
         self.channels, self.growth = channels, growth
@@ -107,7 +107,7 @@ class CifarDenseNet(Network):
     """DenseNet for 32x32 images.
 
     Args:
-        layout: layers a block.
+        layout: layers per block.
         num_classes: K.
         in_chans: channels of the images.
     """

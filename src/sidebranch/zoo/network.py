@@ -1,4 +1,4 @@
-"""What the papers' own networks share: a network is a `Tail` that starts at the images, with timm's interface."""
+"""Base of the papers' own networks: a `Tail` that starts at the images, with timm's interface."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ class Network(Tail):
 
 
 def fresh_tail(stages: Mapping[str, nn.Module], channels: int, num_classes: int, norm: bool = False) -> Tail:
-    """A branch's body of a network's own kind of stages, freshly initialised as the network was."""
+    """A branch's body made of a network's kind of stages, initialised as the network is."""
     body = Tail(stages, channels, num_classes, norm)
     conv_weights_by_fan_out(body)
     return body
 
 
 def stage_after(at: str, forks: Sequence[str]) -> int:
-    """The place, from 0, of the first stage after a fork."""
+    """The index, from 0, of the first stage after a fork."""
     if at not in forks[:-1]:
         raise UserError(f"'{at}' is no fork of this network; {nearest(at, forks[:-1])}")
     return list(forks).index(at) + 1
 
 
 def config_of(first_conv: str, num_classes: int = 10, size: int = 32, **more: Any) -> dict[str, Any]:
-    """What timm wants to know of a registered network."""
+    """timm's default config of a registered network."""
     return {
         "num_classes": num_classes,
         "input_size": (3, size, size),

@@ -1,6 +1,6 @@
-"""Checkpoints of the papers' public code: their names to ours.
+"""Load checkpoints of the papers' public code: map their names to ours.
 
-There the branches hang off the network under names with a suffix: `layer3_head1.0.conv1.weight` is the stage `layer3`
+There the branches are modules of the network with a suffix: `layer3_head1.0.conv1.weight` is the stage `layer3`
 of b1, `fc_head2.bias` the classifier of b2. Everything else is the backbone's, whose names ours share.
 """
 
@@ -31,7 +31,7 @@ def our_name(reference: str) -> str:
 
 
 def reference_name(ours: str) -> str:
-    """The way back: a key of `BranchedModel` as a key of the public code."""
+    """A key of `BranchedModel` as a key of the public code."""
     if found := _BRANCH.match(ours):
         return f"{found['module']}_head{found['number']}.{found['rest']}"
     return ours.removeprefix("backbone.")

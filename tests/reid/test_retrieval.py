@@ -1,6 +1,5 @@
 """Re-identification, from a drawn set to the page: features, ranking, necks, triplets, what ships, resuming."""
 
-import json
 import os
 import re
 import shutil
@@ -12,14 +11,12 @@ import timm
 import torch
 from safetensors import safe_open
 from torch import nn
+from trained import network
 
-import sidebranch as sb
 from sidebranch.branches import last_stride_one
 from sidebranch.cli import main
-from sidebranch.config import recipe
 from sidebranch.config.schema import EvalConfig
 from sidebranch.config.validate import validate
-from sidebranch.core.model import Outputs
 from sidebranch.data.datasets import read_dataset
 from sidebranch.data.loaders.order import Rank
 from sidebranch.deploy.export import export_run
@@ -28,56 +25,13 @@ from sidebranch.evaluation import retrieval
 from sidebranch.evaluation.of_run import evaluate_run
 from sidebranch.evaluation.retrieval import retrieve
 from sidebranch.inspect.record import read_record
-from sidebranch.inspect.report import verdict, write_report
-from sidebranch.network import build_network, with_synced_batchnorm
+from sidebranch.network import build_network
 from sidebranch.prepare.synthetic_reid import write_synthetic_reid
 from sidebranch.runs import checkpoint
 from sidebranch.runs.console import Silent
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
 from sidebranch.train.signals import Interrupted
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    root = tmp_path_factory.mktemp("people")
-    write_synthetic_reid(root, 8)
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(people):
-    """Two epochs on four people, 64x32."""
-    base = recipe.load(recipe.find("market1501/mobilenet"))
-    return replace(
-        base,
-        data=replace(base.data, root=str(people), batch_size=16, image_size=64, image_width=32, resize=72, workers=0),
-        optim=replace(base.optim, epochs=2, milestones=(1,)),
-        runtime=replace(base.runtime, accelerator="cpu", precision="32-true", channels_last="no"),
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    """A baseline and a DHM run."""
-    root = tmp_path_factory.mktemp("runs")
-    for method in ("baseline", "dhm"):
-        train(replace(config, method=method), RunFolder(root / method), reporter=Silent())
-    return root
-
-
-def network(config, classes=4):
-    """As trained: its batch norms have statistics and weights of their own."""
-    net = build_network(config, classes, (3, 64, 32))
-    norms = [each for each in net.modules() if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    for each in norms:
-        each.momentum = None  # the mean over the batches
-        nn.init.uniform_(each.weight, 0.8, 1.2)
-        nn.init.normal_(each.bias, 0, 0.1)
-    with torch.no_grad():
-        for _ in range(3):
-            net(torch.randn(16, 3, 64, 32))
-    return net.eval()
 
 
 def test_a_run_writes_map_and_cmc_of_every_classifier_and_of_all_together(finished):
@@ -191,59 +145,6 @@ def test_several_processes_find_what_one_does(config, mine, other):
     assert torch.equal(shared.queries, whole.queries)
 
 
-def test_a_neck_is_folded_into_the_classifier_that_ships(config):
-    net = network(replace(config, method="dhm", model=replace(config.model, bnneck=True)))
-    images = torch.randn(4, 3, 64, 32)
-    outputs = net(images)
-    plain = timm.create_model("reid_mobilenet", num_classes=4).eval()
-    plain.load_state_dict(net.shipped_state_dict())
-    torch.testing.assert_close(plain(images), outputs.main, rtol=1e-4, atol=1e-4)
-    features = plain.forward_head(plain.forward_features(images), pre_logits=True)
-    torch.testing.assert_close(features, outputs.features[0])
-
-
-def test_a_neck_is_folded_as_well_when_its_statistics_are_everyones(config):
-    net = network(replace(config, method="dhm", model=replace(config.model, bnneck=True)))
-    wanted = net.shipped_state_dict()
-    synced = with_synced_batchnorm(net).shipped_state_dict()
-    assert all(torch.equal(synced[key], wanted[key]) for key in wanted)
-
-
-def test_a_released_backbone_has_neither_neck_nor_hooks(config):
-    net = network(replace(config, method="dhm", model=replace(config.model, bnneck=True)))
-    images = torch.randn(2, 3, 64, 32)
-    with_neck = net(images).main
-    backbone = net.release()
-    assert not any(each._forward_hooks or each._forward_pre_hooks for each in backbone.modules())
-    assert not torch.allclose(backbone(images), with_neck)
-
-
-def test_a_network_without_a_linear_classifier_is_refused(little_net):
-    little_net.backbone.fc = nn.Sequential(nn.Linear(8, 9))
-    with pytest.raises(UserError, match="'backbone' does not end in one linear classifier"):
-        little_net.watch_features()
-
-
-def test_the_triplet_loss_is_the_batch_hard_one_of_every_classifier():
-    torch.manual_seed(1)
-    features = (torch.randn(8, 5), torch.randn(8, 3))
-    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    outputs = Outputs(("main", "b1"), (torch.zeros(8, 4),) * 2, features=features)
-    triplet = sb.TripletLoss(0.3)
-    total = 0.0
-    for table in features:
-        unit = nn.functional.normalize(table)
-        terms = []
-        for anchor in range(8):
-            distances = [(float((unit[anchor] - unit[other]).norm()), other) for other in range(8) if other != anchor]
-            farthest = max(d for d, other in distances if labels[other] == labels[anchor])
-            closest = min(d for d, other in distances if labels[other] != labels[anchor])
-            terms.append(max(0.0, farthest - closest + 0.3))
-        positive = [each for each in terms if each > 0]
-        total += sum(positive) / len(positive)
-    assert float(triplet(outputs, labels)) == pytest.approx(total, rel=1e-4)
-
-
 def test_the_strong_recipes_parts_train_together_and_resume_bit_for_bit(config, tmp_path):
     strong = replace(
         config,
@@ -322,61 +223,6 @@ def test_too_few_people_for_a_batch_are_refused(config):
         read_dataset(replace(config.data, batch_size=512, instances=16), 0)
 
 
-def test_the_page_shows_curves_and_the_nearest_images_run_beside_run(finished, tmp_path):
-    records = [read_record(RunFolder(finished / method)) for method in ("baseline", "dhm")]
-    assert verdict(records).startswith("mAP of the shipped backbone (one seed): DHM ")
-    write_report(records, tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    assert "Validation mAP, %" in text
-    assert "rank 20" in text
-    assert "queries with a match up to that rank" in text
-    assert text.count('<div class="found">') == 6
-    assert text.count("data:image/jpeg;base64") >= 6 * (1 + 2 * 5)
-    assert 'src="http' not in text
-
-
-def test_a_page_finds_the_images_where_they_are_now(finished, tmp_path, people, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the folder was given as it is, from wherever the run was
-    record = read_record(RunFolder(finished / "dhm"))
-    write_report([record], tmp_path / "page.html")
-    assert " is gone" not in (tmp_path / "page.html").read_text()
-    write_report([record], tmp_path / "page.html", data_root=str(tmp_path))
-    assert (tmp_path / "page.html").read_text().count(" is gone") > 6
-    write_report([record], tmp_path / "page.html", data_root=str(people))
-    assert " is gone" not in (tmp_path / "page.html").read_text()
-
-
-def test_a_page_takes_the_first_finished_seed_and_refuses_damage(finished, tmp_path):
-    for name, seed in (("begun", 1), ("whole", 2)):
-        shutil.copytree(finished / "dhm", tmp_path / name)
-        text = (tmp_path / name / "config.yaml").read_text()
-        (tmp_path / name / "config.yaml").write_text(text.replace("seed: 0", f"seed: {seed}"))
-    begun, whole = (read_record(RunFolder(tmp_path / name)) for name in ("begun", "whole"))
-    begun.folder.rankings.unlink()
-    write_report([begun, whole], tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text().count('<div class="found">') == 6
-    with pytest.raises(UserError, match="none of these runs is finished"):
-        write_report([begun], tmp_path / "page.html", queries=["any.jpg"])
-    begun.folder.rankings.write_text("{}")
-    with pytest.raises(UserError, match="cannot be read: it lacks average_precision, cmc"):
-        write_report([begun], tmp_path / "page.html")
-
-
-def test_queries_of_one_name_in_several_folders_are_told_apart(finished, tmp_path):
-    shutil.copytree(finished / "dhm", tmp_path / "run")
-    record = read_record(RunFolder(tmp_path / "run"))
-    table = json.loads(record.folder.rankings.read_text())
-    first, second = table["queries"][:2]
-    table["files"][first], table["files"][second] = "query/anna/0.jpg", "query/bo/0.jpg"
-    record.folder.rankings.write_text(json.dumps(table))
-    with pytest.raises(
-        UserError, match="2 queries are called '0.jpg'; give more of the path, such as 'query/anna/0.jpg'"
-    ):
-        write_report([record], tmp_path / "page.html", queries=["0.jpg"])
-    write_report([record], tmp_path / "page.html", queries=["bo/0.jpg"])
-    assert "<h3>query/bo/0.jpg</h3>" in (tmp_path / "page.html").read_text()
-
-
 def test_equal_distances_are_shown_as_they_are_ranked(config):
     inputs = read_dataset(config.data, 0)
     net, known = network(replace(config, method="baseline")), inputs.reid
@@ -427,15 +273,6 @@ def test_a_network_with_two_classifiers_is_refused(config):
 def test_another_set_may_be_searched_by_a_finished_run(finished, tmp_path):
     write_synthetic_reid(tmp_path, 12, seed=5)
     assert evaluate_run(RunFolder(finished / "baseline"), data_root=str(tmp_path)).errors["main"]["mAP"] > 0
-
-
-def test_queries_may_be_chosen_and_a_wrong_name_is_answered(finished, tmp_path, people, capsys):
-    name = sorted((people / "query").iterdir())[0].name
-    page = str(tmp_path / "page.html")
-    assert main(["report", str(finished / "dhm"), "--output", page, "--queries", name]) == 0
-    assert (tmp_path / "page.html").read_text().count('<div class="found">') == 1
-    assert main(["report", str(finished / "dhm"), "--output", page, "--queries", "nobody.jpg"]) == 2
-    assert "no query 'nobody.jpg'" in capsys.readouterr().err
 
 
 def test_the_command_draws_trains_and_says_who_is_there(tmp_path, capsys, monkeypatch):
