@@ -82,6 +82,15 @@ sb.attach(timm.create_model("test_resnet", num_classes=5), "auto")
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.parametrize(
+    "order", ["import timm, sidebranch", "import sidebranch, timm", "import sidebranch.errors, timm"]
+)
+def test_the_papers_networks_are_timms_whichever_is_imported_first(order):
+    code = f"{order}\nassert timm.is_model('cifar_resnet20') and timm.is_model('resnet18')\nassert timm.__file__"
+    ended = run(code)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_command_names_the_extra_that_is_missing():
     ended = run("from sidebranch.cli import main; sys.exit(main(['recipes']))", "jsonargparse")
     assert ended.returncode == 2

@@ -30,3 +30,13 @@ def test_uniform_is_uniform_and_uncorrelated():
 
 def test_generators_repeat():
     assert torch.equal(torch.rand(4, generator=generator("a", 1)), torch.rand(4, generator=generator("a", 1)))
+
+
+def test_keys_are_not_run_together():
+    assert seed_of("a/b") != seed_of("a", "b")
+    assert seed_of("a\\", "b") != seed_of("a\\/b")
+    assert len({seed_of("a", "", "b"), seed_of("a/", "b"), seed_of("a", "/b"), seed_of("a//b")}) == 4
+
+
+def test_seeds_are_those_of_earlier_versions():
+    assert seed_of("order", 0, 1) == 9205141000279108220

@@ -1,12 +1,15 @@
 """Train image classifiers with side branches, ship them without.
 
-Names are imported when they are first used, so that `import sidebranch` takes no time.
+Names are imported when they are first used, so that `import sidebranch` takes no time; the papers' networks are
+registered with timm when timm is imported.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
+
+from sidebranch._registration import register_networks
 
 if TYPE_CHECKING:
     from sidebranch._attach import attach
@@ -124,3 +127,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_networks()

@@ -293,7 +293,7 @@ def gives_two(net, x):
     ("run", "at", "message"),
     [
         (None, "blok1", "no fork at 'blok1', which is no module of the backbone; did you mean 'block1'"),
-        (goes_past, "block1", "no fork at 'block1': part of what leads to the logits goes past it"),
+        (goes_past, "block1", "no fork at 'block1': a path from the images to the logits bypasses it"),
         (runs_twice, "block1", "no fork at 'block1': the forward pass runs it 2 times"),
         (changes_in_place, "block1", "no fork at 'block1': a later operation changes its output in place"),
         (gives_two, "block1", "Staged gives a tuple in training mode.*without auxiliary outputs"),

@@ -4,10 +4,12 @@ import pytest
 import timm
 
 import sidebranch as sb
+from sidebranch.cli import main
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict, differences
 from sidebranch.config.schema import Config
 from sidebranch.config.validate import validate
+from sidebranch.errors import Notice
 
 SHIPPED = recipe.shipped()
 
@@ -87,3 +89,62 @@ def test_a_field_that_is_younger_than_a_run_had_its_default_there():
     assert differences(old, as_dict(Config())) == []
     changed = replace(Config(), optim=replace(Config().optim, clip=1.0))
     assert differences(old, as_dict(changed)) == ["optim.clip: 0.0 -> 1.0"]
+
+
+def test_a_base_may_lie_beside_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "mine.yaml").write_text("base: cifar100/resnet32\noptim: {lr: 0.3}\n")
+    for base in ("mine.yaml", "mine"):
+        (tmp_path / "other.yaml").write_text(f"base: {base}\nseed: 4\n")
+        found = recipe.load(tmp_path / "other.yaml")
+        assert (found.optim.lr, found.optim.epochs, found.seed) == (0.3, 164, 4)
+
+
+def test_fields_of_earlier_versions_are_read_with_a_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {depth: 3}\nbranches: {depth: 0.3}\nruntime: {strategy: ddp}\noptim: {schedule: cosine}\n")
+    with pytest.warns(Notice, match="model.depth is now called branches.count; branches.depth is now called branches."):
+        config = recipe.load(path)
+    assert (config.branches.count, config.branches.keep) == (3, 0.3)
+    old = as_dict(config)
+    old["model"]["depth"], old["branches"]["depth"] = old["branches"].pop("count"), old["branches"].pop("keep")
+    assert differences(old, as_dict(config)) == []
+    path.write_text("runtime: {strategy: fsdp}\n")
+    with pytest.raises(sb.UserError, match="runtime.strategy was removed; every run is as with 'ddp'"):
+        recipe.load(path)
+
+
+def test_flags_of_earlier_versions_are_answered(capsys):
+    assert main(["train", "digits/demo", "--model.depth", "3"]) == 2
+    assert "unknown argument '--model.depth'; it is now called 'branches.count'" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_recipe_gets_the_command_that_trains_on_it(photos):
+    with pytest.raises(sb.UserError, match=f"sidebranch train folder/scratch --data.root {photos}"):
+        recipe.find(str(photos))
+
+
+def test_precision_and_synced_batch_norm_are_trained():
+    one = Config()
+    for field, value in (("precision", "32-true"), ("sync_batchnorm", True)):
+        other = replace(one, runtime=replace(one.runtime, **{field: value}))
+        assert len(differences(as_dict(one), as_dict(other))) == 1
+
+
+def test_growth_has_one_set_of_defaults():
+    growth, branches = sb.Growth(), Config().branches
+    assert (growth.keep, growth.width, growth.init) == (branches.keep, branches.width, branches.init)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "wanted"),
+    [
+        ("folder/scratch", "cifar_resnet32", "folder-scratch-cifar_resnet32"),
+        ("folder/resnet32", "resnet50", "folder-scratch-resnet50"),
+        ("cifar100/resnet32", "cifar_resnet32", "cifar100-resnet32"),
+        ("cifar100/resnet32", "resnet18", "cifar100-resnet32-resnet18"),
+    ],
+)
+def test_a_run_is_called_after_its_network_where_the_recipe_leaves_it_open(name, model, wanted):
+    config = recipe.load(recipe.find(name))
+    assert recipe.run_name(name, replace(config, model=replace(config.model, name=model))) == wanted

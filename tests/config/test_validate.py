@@ -4,7 +4,7 @@ import pytest
 
 import sidebranch as sb
 from sidebranch.config.schema import Config
-from sidebranch.config.validate import validate
+from sidebranch.config.validate import ignored, validate
 
 GOOD = replace(Config(), optim=replace(Config().optim, schedule="cosine"))
 
@@ -53,3 +53,68 @@ def test_what_cannot_work_is_named(group, fields, message):
 def test_a_seed_beyond_63_bits():
     with pytest.raises(sb.UserError, match="seed is 99999999999999999999"):
         validate(replace(GOOD, seed=99999999999999999999))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"optim": {"schedule": "multi_step", "milestones": (10,), "gamma": -1.0}}, "optim.gamma is -1.0"),
+        ({"optim": {"schedule": "multi_step", "milestones": (20, 10)}}, "they must increase"),
+        ({"optim": {"amsgrad": True}}, "optim.amsgrad needs optim.name adam or adamw, not sgd"),
+        ({"branches": {"start_epoch": 100}}, "with optim.epochs 40 the branches would never train"),
+        ({"branches": {"init": "copy"}}, "branches.init copy needs branches.width 1, not 2"),
+        ({"sampling": {"kind": "categorical"}}, "sampling.kind categorical needs sampling.sets"),
+        ({"sampling": {"p": 2.0}}, "sampling.p is 2.0; it must be at least 0 and at most 1"),
+    ],
+)
+def test_what_would_train_something_else_is_refused(groups, message):
+    with pytest.raises(sb.UserError, match=message):
+        validate(replace(GOOD, **{name: replace(getattr(GOOD, name), **fields) for name, fields in groups.items()}))
+
+
+@pytest.mark.parametrize(
+    ("method", "groups", "lines"),
+    [
+        ("dhm", {}, []),
+        ("dhm", {"sampling": {"p": 0.3}}, ["`sampling.p` has no effect with `sampling.kind fixed`"]),
+        ("dhm", {"sampling": {"kind": "bernoulli", "p": 0.3, "drops": "branch", "per": "step"}}, []),
+        (
+            "dhm",
+            {"sampling": {"drops": "branch", "per": "step"}},
+            [f"`sampling.{name}` has no effect with `sampling.kind fixed`" for name in ("drops", "per")],
+        ),
+        ("dhm", {"sampling": {"per": "step"}, "branches": {"roots": "stage"}}, []),
+        (
+            "dsl",
+            {"objective": {"direction": "top_down", "temperature": 4.0}},
+            [f"`objective.{name}` has no effect with `method dsl`" for name in ("direction", "temperature")],
+        ),
+        (
+            "dhm",
+            {"data": {"name": "cifar100", "image_size": 64, "scale": False}},
+            [f"`data.{name}` has no effect with `data.name cifar100`" for name in ("scale", "image_size")],
+        ),
+        ("dhm", {"data": {"magnitude": 30}}, ["`data.magnitude` has no effect with `data.policy none`"]),
+        (
+            "baseline",
+            {"branches": {"batch_fraction": 0.5}, "sampling": {"kind": "bernoulli"}},
+            [f"`{name}` has no effect with `method baseline`" for name in ("branches.batch_fraction", "sampling.kind")],
+        ),
+        ("dhm", {"optim": {"betas": (0.5, 0.5)}}, ["`optim.betas` has no effect with `optim.name sgd`"]),
+        (
+            "dhm",
+            {"optim": {"schedule": "constant", "gamma": 5.0, "milestones": (3,)}},
+            [f"`optim.{name}` has no effect with `optim.schedule constant`" for name in ("milestones", "gamma")],
+        ),
+        (
+            "dhm",
+            {"optim": {"schedule": "multi_step", "milestones": (10, 100)}},
+            ["optim.milestones [100] are after the last of 40 epochs and have no effect"],
+        ),
+    ],
+)
+def test_settings_without_effect_are_named(method, groups, lines):
+    changed = {name: replace(getattr(GOOD, name), **fields) for name, fields in groups.items()}
+    config = replace(GOOD, method=method, **changed)
+    validate(config)
+    assert ignored(config) == lines

@@ -5,6 +5,8 @@ import sys
 import textwrap
 import time
 
+import pytest
+
 from sidebranch.study.replicas import run_replicas
 
 
@@ -53,3 +55,39 @@ def test_a_signal_is_handed_on_once_to_everyone(tmp_path):
         time.sleep(0.1)
         os.kill(parent.pid, signal.SIGINT)
         assert parent.stdout.readline() == "{'0': 101, '1': 101}\n"
+
+
+CHILD = """
+import signal, sys, time
+received = []
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    signal.signal(number, lambda number, frame: received.append(number))
+print("ready", flush=True)
+while not received:
+    time.sleep(0.01)
+open(sys.argv[1], "w").write(signal.Signals(received[0]).name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"), [("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGHUP"), ("SIGTERM", "SIGTERM"), ("SIGKILL", "SIGTERM")]
+)
+def test_no_child_outlives_its_parent(tmp_path, sent, received):
+    """A parent that is killed hands nothing on; the kernel does."""
+    notes = [tmp_path / "0", tmp_path / "1"]
+    source = f"""
+    import sys
+    from sidebranch.study.replicas import run_replicas
+    child = [sys.executable, "-c", {CHILD!r}]
+    run_replicas({{each: [*child, each] for each in {[str(note) for note in notes]}}}, 1)
+    """
+    with subprocess.Popen(python(source), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        ready = [parent.stdout.readline(), parent.stdout.readline()]
+        assert all(line.endswith("ready\n") for line in ready)
+        os.kill(parent.pid, getattr(signal, sent))
+        parent.wait()
+        for _ in range(500):
+            if all(note.exists() and note.read_text() for note in notes):
+                break
+            time.sleep(0.02)
+    assert [note.read_text() for note in notes] == [received, received]

@@ -1,8 +1,8 @@
 """A backbone's forward pass as a graph, with the value of every node, and its tail after any module.
 
 In: a backbone and the size of an image. Out: a `Trace`: a `torch.fx` graph of blocks, the nodes where it can be cut,
-and the graph from a cut to the logits. While it is traced, the pass runs on meta tensors: shapes are known, control flow
-that depends on them is followed, and nothing is computed.
+and the graph from a cut to the logits. While it is traced, the pass runs on meta tensors: shapes are known, control
+flow that depends on them is followed, and nothing is computed.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class _Run:
         lines += [*self.networks.notes, *setup.notes_at_start(self.config, self.dataset)]
         self.reporter.say("\n".join(lines))
         if progress.epoch == self.config.optim.epochs:
-            self.reporter.say("already finished; for more epochs, start a new run with a larger --optim.epochs")
+            self.reporter.say("already finished; for more epochs start a new run, with more --optim.epochs")
         elif self.done:
             self.reporter.say(f"resuming at epoch {progress.epoch + 1}, step {progress.step + 1}")
         columns = columns_of(self.names) if self.dataset.reid is None else retrieval_columns(self.names)

@@ -59,11 +59,16 @@ def build_roots(config: SamplingConfig) -> MovingRoots:
     return MovingRoots(config.roots, config.per)
 
 
-def may_skip_parameters(config: Config) -> bool:
-    """Whether a step may leave branches out, so that their parameters have no gradient."""
+def may_skip_branches(config: Config) -> bool:
+    """Whether a step may leave branches out."""
     names = ("main",) if config.method == "baseline" else ("main", "a branch")
     phases = config.branches.start_epoch, config.branches.stop_epoch
     return not build_sampler(config.sampling, names).computes_all or any(phases)
+
+
+def may_skip_parameters(config: Config) -> bool:
+    """Whether a step may leave parameters without a gradient: branches, or the frozen rest of the backbone."""
+    return may_skip_branches(config) or config.optim.new_layers_epochs > 0
 
 
 def rank_of(fabric: Fabric) -> Rank:

@@ -91,7 +91,7 @@ class TrainStep:
         self.objective_mean = Mean(fabric.device)
         self.finiteness = Finiteness(inner.names, fabric.device)
         self.unused_gradients = UnusedGradients()
-        if setup.may_skip_parameters(config):
+        if setup.may_skip_branches(config):
             self.unused_gradients.attach(network._forward_module)
         self.skipped = 0
         self.skipped_in = ""
