@@ -51,7 +51,7 @@ def test_a_batch_larger_than_the_data_and_settings_without_effect_are_named(digi
     listener = Listener()
     config = changed(digits_config, data={"limit": 40}, optim={"epochs": 1}, sampling={"p": 0.3})
     train(config, folder, reporter=listener)
-    assert "data.batch_size is 64, larger than the 40 training images: an epoch is one step" in listener.lines[0]
+    assert "data.batch_size 64 is larger than the 40 training images: an epoch is one step of 40" in listener.lines[0]
     assert "`sampling.p` has no effect with `sampling.kind fixed`" in listener.lines[0]
 
 

@@ -39,11 +39,11 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from sidebranch.cli.running import quiet_lightning
+    from sidebranch.cli.running import quiet_libraries
     from sidebranch.evaluation.of_run import evaluate_reference, evaluate_run
     from sidebranch.runs.folder import RunFolder
 
-    quiet_lightning()
+    quiet_libraries()
     if options.weights:
         errors = evaluate_reference(recipe.find(options.run), options.weights, options["data.root"])
         title = f"{options.weights} as {options.run}"

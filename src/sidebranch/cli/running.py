@@ -13,7 +13,7 @@ def exit_status(train: Callable[[], None], how_to_resume: str) -> int:
     from sidebranch.distributed.processes import ProcessLost, is_main_process, leave
     from sidebranch.train.signals import Interrupted
 
-    quiet_lightning()
+    quiet_libraries()
     try:
         train()
     except Interrupted as stop:
@@ -28,11 +28,15 @@ def exit_status(train: Callable[[], None], how_to_resume: str) -> int:
     return 0
 
 
-def quiet_lightning() -> None:
-    """Lightning's notes on hardware and precision are left out: a run prints its own. It sets its levels on import."""
+def quiet_libraries() -> None:
+    """Leaves out Lightning's lines on hardware and precision, and the hub's on every failed download attempt.
+
+    A run prints its own. Lightning sets its levels on import, so it is imported first.
+    """
     import lightning.fabric  # noqa: F401
 
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # This one says that it ends the process because another process has ended.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
