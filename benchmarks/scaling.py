@@ -52,8 +52,8 @@ class Step:
         self.net = sb.attach(timm.create_model(model, num_classes=100), None if has_branches else [])
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network = fabric.setup_module(self.net)
-        self.traffic = UnusedGradients()
-        self.traffic.attach(self.network._forward_module)
+        self.unused_gradients = UnusedGradients()
+        self.unused_gradients.attach(self.network._forward_module)
         self.optimizer = torch.optim.SGD(self.net.parameters(), 0.01, momentum=0.9)
         self.objective = sb.dhm() if has_branches else sb.baseline()
         share, side = images[0] // fabric.world_size, images[1]
@@ -65,7 +65,7 @@ class Step:
         started = time.perf_counter()
         draw = self.sampler(self.net.names, seed=0, epoch=0, step=number)
         out = [body for branch, body in self.net.branches.items() if branch not in draw.live]
-        self.traffic.unused = {each for body in out for each in body.parameters()}
+        self.unused_gradients.unused = {each for body in out for each in body.parameters()}
         is_apart = self.fabric.world_size > 1 and not together
         with self.fabric.no_backward_sync(self.network, enabled=is_apart):
             outputs = self.network(self.images, live=draw.live)
@@ -92,7 +92,7 @@ def rows_of_one_count(threads: int) -> list[dict[str, object]]:
         step = Step(fabric, has_branches, sampler)
         for number in range(3):
             step(number, True)
-        step.traffic.sent = 0
+        step.unused_gradients.sent = 0
         times: dict[bool, list[float]] = {True: [], False: []}
         for number in range(TURNS):
             # DDP does not bear steps apart of other branches than the step together has.
@@ -109,7 +109,7 @@ def rows_of_one_count(threads: int) -> list[dict[str, object]]:
                 "step_ms": round(1000 * whole, 1),
                 "quartiles_ms": [round(1000 * each, 1) for each in statistics.quantiles(times[True])[::2]],
                 "communication": round(max(0.0, 1 - alone / whole), 3) if world > 1 and alone else None,
-                "reduced_mb": round(step.traffic.sent / TURNS / 1e6, 2) if world > 1 else 0.0,
+                "reduced_mb": round(step.unused_gradients.sent / TURNS / 1e6, 2) if world > 1 else 0.0,
             }
         )
     return rows if fabric.is_global_zero else []
@@ -126,9 +126,9 @@ def gradients() -> dict[str, float]:
         step = Step(fabric, live != "baseline", sampler, "resnet50", (4, 64))
         for number in range(2):  # DDP puts its buckets together anew after the first
             step(number, True)
-        step.traffic.sent = 0
+        step.unused_gradients.sent = 0
         step(2, True)
-        found[live] = round(step.traffic.sent / 1e6, 1)
+        found[live] = round(step.unused_gradients.sent / 1e6, 1)
     return found if fabric.is_global_zero else {}
 
 
@@ -224,14 +224,14 @@ def main() -> int:
     for count, threads in ((1, cores), (1, 1), (2, 1), (4, 1)):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command = (command if count > 1 else [sys.executable]) + [__file__, str(threads)]
-        said = subprocess.run(
+        output = subprocess.run(
             command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
-        rows += json.loads(said.stdout.strip().splitlines()[-1])
+        rows += json.loads(output.stdout.strip().splitlines()[-1])
         print(*rows[-len(KINDS) :], sep="\n", flush=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    said = subprocess.run([*command, "gradients"], stdout=subprocess.PIPE, text=True, check=True)
-    sent = json.loads(said.stdout.strip().splitlines()[-1])
+    output = subprocess.run([*command, "gradients"], stdout=subprocess.PIPE, text=True, check=True)
+    sent = json.loads(output.stdout.strip().splitlines()[-1])
     facts = {"cores": cores, "model": MODEL, "batch": BATCH, "torch": torch.__version__}
     RESULT.write_text(json.dumps(facts | {"gradients_mb": sent, "rows": rows}, indent=1) + "\n")
     return write_page(False)

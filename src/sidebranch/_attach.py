@@ -71,7 +71,7 @@ def attach(
 
 
 def _warn_of_broken_rules(net: BranchedModel, input_size: Sequence[int] | None) -> None:
-    """The rules are about convolutional tails; nothing is said of branches that they cannot be applied to."""
+    """The rules are about convolutional tails; branches that they do not apply to get no advice."""
     try:
         size = input_size or (own_sizes(net.backbone)[0] if _is_timm_model(net.backbone) else None)
         broken = [rule for check in check_branches(net, size) for rule in check.broken] if size else []
