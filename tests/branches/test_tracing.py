@@ -116,7 +116,7 @@ def patched():
     ("attempt", "message"),
     [
         (lambda: sb.attach(hooked(), "auto"), "forward hook"),
-        (lambda: sb.attach(patched(), "auto"), "forward pass of its own"),
+        (lambda: sb.attach(patched(), "auto"), "a forward hook or a patched forward"),
         (lambda: sb.attach(torch.compile(little("resnet18")), "auto"), "then compile the whole"),
         (lambda: sb.attach(little("resnet18"), at=["fc"]), "no fork at 'fc'"),
         (lambda: sb.attach(little("resnet18"), at="layer3"), "give a list of paths, such as .'layer3'."),
