@@ -39,8 +39,9 @@ def run_replicas(commands: Mapping[str, Sequence[str]], threads: int) -> dict[st
             if process.poll() is None:
                 process.send_signal(number)
 
-    # What is ignored stays ignored: SIGHUP under nohup.
-    handled = [number for number in FORWARDED if signal.getsignal(number) != signal.SIG_IGN]
+    hangup = getattr(signal, "SIGHUP", None)  # under nohup it is ignored, and stays so
+    is_nohup = hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN
+    handled = [number for number in FORWARDED if number != hangup or not is_nohup]
     previous = {number: signal.signal(number, forward) for number in handled}
     try:
         for name, command in commands.items():

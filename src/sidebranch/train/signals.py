@@ -39,11 +39,15 @@ def collected() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    # What is ignored stays ignored: SIGHUP under nohup.
-    handled = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    handled = [number for number in STOPPING if not _is_nohup(number)]
     previous = {number: signal.signal(number, note) for number in handled}
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _is_nohup(number: int) -> bool:
+    """Whether the signal is SIGHUP, and nohup has it ignored. A shell ignores SIGINT of background jobs: it counts."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
