@@ -46,10 +46,10 @@ def run(arguments: Sequence[str]) -> int:
 
     size = tuple(options.input_size)
     model = ModelConfig(name=options.backbone, small_input=options.small_input)
+    with torch.device("meta"):
+        backbone = build_adapted(model, options.num_classes, size[0] if size else 3)
     with torch.device("meta"), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
-        backbone = build_adapted(model, options.num_classes, size[0] if size else 3)
-        notes.clear()
         net = attach(
             backbone,
             None if options.kind == "default" else options.kind,

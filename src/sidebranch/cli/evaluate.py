@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from sidebranch.cli.parsing import parse, plain_parser
+from sidebranch.cli.parsing import add_checkpoint_arguments, parse, plain_parser
 from sidebranch.cli.texts import EVAL_HELP
 from sidebranch.config import recipe
 from sidebranch.config.schema import Metric
@@ -24,9 +24,7 @@ RETRIEVAL = {
 
 def parser() -> ArgumentParser:
     made = plain_parser("eval", EVAL_HELP)
-    made.add_argument("run", type=str, help="A run folder; with --weights, a recipe.")
-    made.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which checkpoint.")
-    made.add_argument("--weights", type=str, default="", help="A checkpoint of the papers' public code (.pth).")
+    add_checkpoint_arguments(made)
     made.add_argument("--data.root", type=str, default="", help="Where the data are, if they have moved.")
     made.add_argument("--eval.metric", type=Metric, default=None, help="Re-ID: another distance.")
     made.add_argument("--eval.flip", type=bool, default=None, help="Re-ID: average with mirrored images.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from sidebranch.cli.parsing import parse, plain_parser
+from sidebranch.cli.parsing import add_checkpoint_arguments, parse, plain_parser
 from sidebranch.cli.texts import EXPORT_HELP
 from sidebranch.config import recipe
 from sidebranch.errors import UserError
@@ -15,9 +15,7 @@ from sidebranch.errors import UserError
 
 def parser() -> ArgumentParser:
     made = plain_parser("export", EXPORT_HELP)
-    made.add_argument("run", type=str, help="A run folder; with --weights, a recipe.")
-    made.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which checkpoint.")
-    made.add_argument("--weights", type=str, default="", help="A checkpoint of the papers' public code (.pth).")
+    add_checkpoint_arguments(made)
     made.add_argument("--output", type=str, default="model.safetensors", help="The file to write.")
     return made
 

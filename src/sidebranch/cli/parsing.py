@@ -28,6 +28,13 @@ def plain_parser(command: str, description: str, **options: Any) -> ArgumentPars
     )
 
 
+def add_checkpoint_arguments(parser: ArgumentParser) -> None:
+    """The arguments that name a checkpoint: of a run, or of the papers' public code."""
+    parser.add_argument("run", type=str, help="A run folder; with --weights, a recipe.")
+    parser.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Which checkpoint.")
+    parser.add_argument("--weights", type=str, default="", help="A checkpoint of the papers' public code (.pth).")
+
+
 def parse(parser: ArgumentParser, arguments: Sequence[str], valid: Iterable[str] = ()) -> Namespace:
     """The parsed arguments.
 

@@ -31,10 +31,8 @@ def exit_status(train: Callable[[], None], how_to_resume: str) -> int:
 def quiet_libraries() -> None:
     """Leaves out Lightning's lines on hardware and precision, and the hub's on every failed download attempt.
 
-    A run prints its own. Lightning sets its levels on import, so it is imported first.
+    A run prints its own. Lightning sets its levels on import: call this afterwards.
     """
-    import lightning.fabric  # noqa: F401
-
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -36,8 +36,9 @@ def as_dict(config: Config) -> dict[str, Any]:
 def changed_from_defaults(config: Config) -> dict[str, Any]:
     """The nested values that differ from the defaults."""
     found: dict[str, Any] = {}
+    values = as_dict(config)
     for key, default in as_dict(Config()).items():
-        value = as_dict(config)[key]
+        value = values[key]
         if dataclasses.is_dataclass(getattr(config, key)):
             value = {name: each for name, each in value.items() if each != default[name]}
             default = {}

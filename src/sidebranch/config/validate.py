@@ -101,7 +101,7 @@ def ignored(config: Config) -> list[str]:
     """Settings without effect, a line each: "`sampling.p` has no effect with `sampling.kind fixed`"."""
     data, optim, sampling = config.data, config.optim, config.sampling
     is_array = data.name in ("digits", "cifar10", "cifar100")
-    is_fresh = sampling.kind == "fixed" and config.branches.roots == "end"
+    draws_nothing = sampling.kind == "fixed" and config.branches.roots == "end"
     # A condition, its reason, and the fields that it leaves without effect.
     table: list[tuple[bool, str, tuple[str, ...]]] = [
         (config.method == "baseline", "method baseline", ("branches.", "sampling.")),
@@ -109,7 +109,7 @@ def ignored(config: Config) -> list[str]:
         (sampling.kind != "bernoulli", f"sampling.kind {sampling.kind}", ("sampling.p",)),
         (sampling.kind != "categorical", f"sampling.kind {sampling.kind}", ("sampling.sets",)),
         (sampling.kind == "fixed", "sampling.kind fixed", ("sampling.drops",)),
-        (is_fresh, "sampling.kind fixed", ("sampling.per",)),
+        (draws_nothing, "sampling.kind fixed", ("sampling.per",)),
         (bool(config.branches.at), "branches.at", ("branches.count",)),
         (data.name != "folder", f"data.name {data.name}", ("data.eval_size", "data.scale", "data.policy")),
         (is_array, f"data.name {data.name}", ("data.image_size", "data.resize", "data.workers", "data.on_corrupt")),

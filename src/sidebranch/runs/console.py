@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,8 +15,8 @@ from sidebranch.runs.headline import TOP1, Headline
 Readings = Mapping[str, Mapping[str, float]]
 
 
-class Reporter(Protocol):
-    """Receives the progress of a run from the training loop."""
+class Reporter:
+    """Receives the progress of a run from the training loop; here it does nothing with it."""
 
     def say(self, line: str) -> None: ...
     def start(
@@ -28,19 +27,11 @@ class Reporter(Protocol):
     def close(self) -> None: ...
 
 
-class Silent:
+class Silent(Reporter):
     """Prints nothing: for other ranks and for tests."""
 
-    def say(self, line: str) -> None: ...
-    def start(
-        self, columns: Sequence[str], epochs: int, steps_per_epoch: int, done: int, headline: Headline = TOP1
-    ) -> None: ...
-    def step(self, epoch: int, step: int, done: int, images_per_second: float, readings: Readings | None) -> None: ...
-    def epoch(self, row: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
 
-
-class ConsoleReporter:
+class ConsoleReporter(Reporter):
     """A table with one line per epoch and, on a terminal, a bar with the remaining time and the training metrics.
 
     Args:
