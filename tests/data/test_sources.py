@@ -7,6 +7,7 @@ import sys
 import tarfile
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -195,6 +196,26 @@ def test_a_download_of_another_size_is_fetched_anew(small_shards, monkeypatch):
     for asked in (size, size, size + 1):
         module.local("https://there/val-000000.tar", asked)
     assert len(fetched) == 2
+
+
+def test_workers_that_need_one_shard_download_it_once(small_shards, monkeypatch):
+    from sidebranch.data.sources import shards as module
+
+    fetched = []
+
+    class Library:
+        @staticmethod
+        def gopen(path):
+            fetched.append(path)
+            time.sleep(0.2)  # the others come meanwhile
+            return open(small_shards / path.rpartition("/")[2], "rb")
+
+    monkeypatch.setattr(module, "webdataset", lambda: Library)
+    size = (small_shards / "val-000000.tar").stat().st_size
+    with ThreadPoolExecutor(4) as workers:
+        found = list(workers.map(lambda _: module.local("https://there/val-000000.tar", size), range(4)))
+    assert len(fetched) == 1
+    assert len(set(found)) == 1
 
 
 def test_a_shard_that_shrank_while_it_was_read_is_an_unreadable_image(packed):
