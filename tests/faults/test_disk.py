@@ -4,7 +4,7 @@ import random
 
 import pytest
 from sampled import a_third
-from test_kills import assert_same, outcome, trainer, undisturbed  # noqa: F401 (fixtures)
+from undisturbed_runs import assert_same, outcome
 
 from sidebranch.runs.folder import RunFolder
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.xdist_group("trainer")
 
 
 @pytest.mark.parametrize("trial", a_third(range(TRIALS)))
-def test_a_disk_that_fills(trainer, undisturbed, tmp_path, trial):  # noqa: F811
+def test_a_disk_that_fills(trainer, undisturbed, tmp_path, trial):
     config, expected, _ = undisturbed["digits"]
     draw = random.Random(trial)
     folder = tmp_path / "run"
