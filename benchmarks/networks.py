@@ -56,15 +56,13 @@ MobileNet (as the re-ID MobileNet's). ResNet-18 has a third published branch: `s
 
 def row(name: str) -> str:
     num_classes, size = NETWORKS[name]
-    with torch.device("meta"):
+    with torch.device("meta"), torch.inference_mode():
         net = sb.attach(timm.create_model(name, num_classes=num_classes)).eval()
-        macs = {}
-        for live in (("main",), ("main", "b1"), ("main", "b2")):
-            with FlopCounterMode(display=False) as counter:
-                net(torch.empty(1, *size), live=live)
-            macs[live[-1]] = counter.get_total_flops() / 2
-    for branch in ("b1", "b2"):
-        macs[branch] -= macs["main"]
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, *size))
+    flops = {place: sum(counts.values()) for place, counts in counter.get_flop_counts().items()}
+    branches = {branch: flops[f"BranchedModel.branches.{branch}"] / 2 for branch in ("b1", "b2")}
+    macs = {"main": flops["Global"] / 2 - sum(branches.values()), **branches}
     sizes = [parameters(net.backbone), *(parameters(body) for body in net.branches.values())]
     layout = "; ".join(f"{branch}: {net.forks[branch]}, {stages(body)}" for branch, body in net.branches.items())
     cost = sum(macs.values()) / macs["main"]

@@ -1,19 +1,15 @@
 import copy
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
-import torch.multiprocessing as mp
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import sidebranch as sb
+from forked import run_ranks
 from networks import Little, little_branches
 
 
@@ -249,54 +245,6 @@ def test_names_that_are_not_there(little_net, images):
         little_net(images)["b9"]
 
 
-SAMPLER = sb.Bernoulli(0.5, "branch", "step")
-STEPS = 6
-
-
-def _train_one(rank, world_size, port, queue):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    torch.manual_seed(0)
-    net = sb.attach(Little(), little_branches()).eval()  # frozen batch norm: shares of a batch then add up
-    wrapped = DistributedDataParallel(net, find_unused_parameters=True)
-    queue.put((rank, _train(wrapped, rank, world_size)))
-    torch.distributed.destroy_process_group()
-
-
-def _train(net, rank, world_size):
-    optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))[rank::world_size]
-    labels = torch.arange(8)[rank::world_size]
-    for moment in range(STEPS):
-        draw = SAMPLER(("main", "b1", "b2"), seed=0, epoch=0, step=moment)
-        optimizer.zero_grad(set_to_none=True)
-        sb.dhm()(net(images, live=draw.live), labels, mimics=draw.mimics).total.backward()
-        optimizer.step()
-    return torch.cat([each.detach().flatten() for each in net.parameters()]).tolist()
-
-
-def test_two_gloo_processes_with_sampling_train_what_one_does():
-    drawn = {SAMPLER(("main", "b1", "b2"), seed=0, epoch=0, step=moment).live for moment in range(STEPS)}
-    assert len(drawn) > 2
-    torch.manual_seed(0)
-    alone = _train(sb.attach(Little(), little_branches()).eval(), 0, 1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=_train_one, args=(rank, 2, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = dict(queue.get() for _ in processes)
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    assert results[0] == results[1]
-    torch.testing.assert_close(torch.tensor(results[0]), torch.tensor(alone), rtol=1e-5, atol=1e-6)
-
-
 def test_inference_mode_works_and_leaves_training_alone(little_net, images, labels):
     with torch.inference_mode():
         out = little_net(images)
@@ -305,20 +253,21 @@ def test_inference_mode_works_and_leaves_training_alone(little_net, images, labe
     loss.total.backward()
 
 
-COMPILED_TOGETHER = """
-import timm, torch, sidebranch as sb
-net, objective = sb.attach(timm.create_model("cifar_resnet20", num_classes=5)).eval(), sb.dhm()
-images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
-def total(images, labels):
-    return objective(net(images), labels).total
-compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
-torch.testing.assert_close(compiled(images, labels), total(images, labels))
-"""
+def compile_together():
+    net, objective = sb.attach(Little(), little_branches()).eval(), sb.dhm()
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+
+    def total(images, labels):
+        return objective(net(images), labels).total
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images, labels), total(images, labels))
 
 
-def test_network_and_loss_compile_together():
-    """In a process of its own: the checks of shapes that the tests put around functions do not compile."""
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", COMPILED_TOGETHER], check=True)
+@pytest.mark.xdist_group("ranks")
+def test_network_and_loss_compile_together(tmp_path):
+    """In another process: the checks of shapes that the tests put around functions do not compile."""
+    assert run_ranks(1, tmp_path, compile_together) == ([0], [""])
 
 
 def test_published_branches_take_the_backbone_s_device_and_dtype():

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import multiprocessing
 
 import sidebranch as sb
+from forked import run_ranks
 from sidebranch.distributed.processes import gather_rows
 
 COUNTS = (6, 2)  # images of each process: a share may be smaller
@@ -20,8 +20,9 @@ def loss_of(features, labels, gather=None):
     return sb.TripletLoss(0.3, gather)(outputs, labels)
 
 
-def one_of_two(rank, address, folder):
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def one_of_two(folder):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     features, labels = (each.split(COUNTS)[rank] for each in batch())
     features.requires_grad_()
     loss = loss_of(features, labels, gather_rows)
@@ -30,13 +31,14 @@ def one_of_two(rank, address, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.xdist_group("ranks")
 def test_two_processes_have_the_triplets_of_one(tmp_path):
     features, labels = batch()
     features.requires_grad_()
     whole = loss_of(features, labels)
     whole.backward()
-    multiprocessing.spawn(one_of_two, (f"file://{tmp_path}/meeting", tmp_path), nprocs=2)
+    statuses, messages = run_ranks(2, tmp_path, one_of_two, tmp_path)
+    assert statuses == [0, 0], messages
     losses, gradients = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), strict=True)
     for loss in losses:
         torch.testing.assert_close(loss, whole.detach())

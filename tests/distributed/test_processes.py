@@ -1,6 +1,7 @@
 """Several processes with the same global batches train as one does."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from forked import run_ranks
+from sidebranch.cli import main
 from sidebranch.config import recipe
 from sidebranch.runs import checkpoint
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
+from sidebranch.train.step import TrainStep
 
 # No batch norm, whose statistics would be of a share. 19 and 9 images: of the last batches some ranks have nothing.
 PLAIN = """
@@ -21,7 +25,7 @@ data: {name: folder, root: ROOT, batch_size: 8, image_size: 32, resize: 36, work
 optim: {lr: 0.05, epochs: 2, schedule: cosine}
 runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1, checkpoint_minutes: 0.0001}
 """
-TOGETHER = Path(__file__).with_name("run_together.py")
+pytestmark = pytest.mark.xdist_group("ranks")  # one process that keeps the runs of one process
 RUNS = {
     "plain": "",
     "branches left out": "sampling: {kind: bernoulli, drops: branch, per: step}",
@@ -65,15 +69,6 @@ def read(folder):
     return rows, state["model"]
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
-
-
-def start(*arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def assert_close(one, other):
     for row, other_row in zip(one[0], other[0], strict=True):
         assert row == pytest.approx(other_row, abs=1e-5, rel=1e-6)
@@ -81,11 +76,30 @@ def assert_close(one, other):
         torch.testing.assert_close(value, other[1][key], atol=1e-5, rtol=1e-4, msg=key)
 
 
+def train_all(paths, root):
+    """Trains runs, one after another."""
+    for path in paths:
+        train(recipe.load(path), RunFolder(root / path.stem))
+
+
+def command_that_loses_a_rank(config, folder, step):
+    """The command, whose second process is killed before a step."""
+    working = TrainStep.__call__
+
+    def call(self, images, labels, moment):
+        if moment.done == step and self.fabric.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return working(self, images, labels, moment)
+
+    TrainStep.__call__ = call
+    return main(["train", str(config), "--output", str(folder)])
+
+
 @pytest.mark.parametrize(("count", "names"), [(2, tuple(RUNS)), (4, ("plain", "branches left out"))])
 def test_several_processes_train_as_one(configs, alone, tmp_path, count, names):
     chosen = [path for path in configs if path.stem in names]
-    ended = start(*TORCHRUN, f"--nproc-per-node={count}", TOGETHER, tmp_path, *chosen)
-    assert ended.returncode == 0, ended.stderr
+    statuses, messages = run_ranks(count, tmp_path, train_all, chosen, tmp_path)
+    assert statuses == [0] * count, messages
     for name in names:
         assert_close(read(tmp_path / name), alone[name])
 
@@ -98,10 +112,14 @@ def test_an_error_of_one_process_is_the_run_s_and_leaves_nothing(configs, tmp_pa
     bad.write_bytes(b"no image")
     try:
         config = next(path for path in configs if path.stem == "plain")
-        ended = start(
-            "-m", "sidebranch", "train", config, "--output", tmp_path / "run", "--runtime.devices", "2",
-            "--runtime.checkpoint_minutes", "0",
-        )  # fmt: skip
+        command = ["train", config, "--output", tmp_path / "run", "--runtime.devices", "2"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "sidebranch", *map(str, command), "--runtime.checkpoint_minutes", "0"],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
     finally:
         bad.write_bytes(content)
     assert ended.returncode == 2, ended.stderr
@@ -112,9 +130,9 @@ def test_an_error_of_one_process_is_the_run_s_and_leaves_nothing(configs, tmp_pa
 
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_number(configs, alone, tmp_path):
     config = next(path for path in configs if path.stem == "plain")
-    ended = start(TOGETHER, "die", 4, tmp_path / "plain", config)
-    assert ended.returncode == 75
-    assert "another of the 2 processes has ended" in ended.stderr
-    assert "--resume" in ended.stderr
+    statuses, messages = run_ranks(2, tmp_path, command_that_loses_a_rank, config, tmp_path / "plain", 4)
+    assert statuses == [75, -signal.SIGKILL]
+    assert "another of the 2 processes has ended" in messages[0]
+    assert "--resume" in messages[0]
     train(recipe.load(config), RunFolder(tmp_path / "plain"), resume=True)
     assert_close(read(tmp_path / "plain"), alone["plain"])
