@@ -15,7 +15,7 @@ from our_step import OurStep, network
 from PIL import Image
 from timing import in_turns, peak_mib, quartiles, seconds, speedup
 
-from sidebranch.config.schema import EvalConfig
+from sidebranch.config.data import EvalConfig
 from sidebranch.data.augmentation.batched import Augmentation, Normalisation
 from sidebranch.data.augmentation.crops import FolderTransform
 from sidebranch.data.loaders.dali import DaliLoader

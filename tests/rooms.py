@@ -36,7 +36,7 @@ ROOMS = [
     (
         "train",
         "a config to a trained network and its folder",
-        "errors seeding config core network device data metrics distributed runs evaluation",
+        "errors seeding config core zoo network device data metrics distributed runs evaluation",
     ),
     ("deploy", "a run to the file that ships", "errors config network runs zoo"),
     ("inspect", "run folders to tables, curves, a page; a network to its cost", "errors config core branches runs"),

@@ -8,11 +8,11 @@ from typing import Literal
 
 from torch import nn
 
-from sidebranch.branches import Growth, check_branches, grow
+from sidebranch.branches import Growth, Kind, check_branches, grow
 from sidebranch.branches.grow import own_sizes
 from sidebranch.core.model import BranchedModel, SideBranch
 from sidebranch.errors import UserError
-from sidebranch.zoo import published
+from sidebranch.zoo import published, published_names
 
 
 def attach(
@@ -20,6 +20,8 @@ def attach(
     branches: Literal["paper", "auto"] | Sequence[SideBranch] | None = None,
     *,
     count: int = 2,
+    use: Sequence[str] = (),
+    kind: Kind = "blocks",
     at: Sequence[str] = (),
     growth: Growth = Growth(),
     input_size: Sequence[int] | None = None,
@@ -32,6 +34,9 @@ def attach(
             from the nearest to the top to the furthest. If left out: "auto" with `at` or another `growth`; else "paper"
             if branches were published, otherwise "auto".
         count: number of branches: 2 in the papers' main experiments, 3 where a third was published (ResNet-18).
+        use: names of the branches to make, such as ["b1", "b3"]; then `count` is ignored. What is left out is not made.
+        kind: "blocks" of the backbone; "narrow", "shallow" or "shallow_wide" ones, see `block_branch`; or "ap_2fc" or
+            "ap_conv_2fc", see `pooled_head` (Sun et al. 2019, Table 3).
         at: for "auto": paths of the modules to fork at, instead of `count`.
         growth: for "auto": how the branches differ from the backbone's tail. A warning names what cannot be done.
         input_size: of an image: channels, height, width. Backbones with constant sizes (many transformers) grow
@@ -42,6 +47,8 @@ def attach(
         UserError: nothing was published for this network, it has no forks, or a branch does not fit it.
     """
     if branches is not None and not isinstance(branches, str):
+        if use or kind != "blocks":
+            raise UserError("your own branches are all made as they are: `use` and `kind` are for 'paper' and 'auto'")
         net = BranchedModel(backbone, branches)
         if branches:
             _warn_of_broken_rules(net, input_size)
@@ -51,23 +58,27 @@ def attach(
     is_custom = bool(at) or growth != Growth()
     if branches == "paper" and is_custom:
         raise UserError("published branches cannot be modified; `at` and `growth` need branches='auto'")
-    layout = published(backbone) if branches != "auto" and not is_custom else None
-    if layout is None and branches == "paper":
+    if isinstance(use, str):
+        raise UserError(f"use is '{use}'; give a list of names, such as ['{use}']")
+    names = published_names(backbone) if branches != "auto" and not is_custom else ()
+    if not names and branches == "paper":
         raise UserError(
             f"no side branches were published for {type(backbone).__name__}; branches='auto' grows some, or give "
             f"your own: branches=[sb.SideBranch('b1', at='layer3', body=...)]"
         )
-    if layout is None:
-        grown = grow(backbone, at, count=count, growth=growth, input_size=input_size)
+    if not names:
+        grown = grow(backbone, at, count=count, use=use, kind=kind, growth=growth, input_size=input_size)
         for note in (note for each in grown for note in each.notes):
             warnings.warn(note, stacklevel=2)
         return BranchedModel(backbone, [each.branch for each in grown])
-    if not 1 <= count <= len(layout):
-        raise UserError(f"count is {count}; for this network 1 to {len(layout)} side branches were published")
+    if not use and not 1 <= count <= len(names):
+        raise UserError(f"count is {count}; for this network 1 to {len(names)} side branches were published")
+    layout = published(backbone, use or names[:count], kind)
+    assert layout is not None
     like = next(backbone.parameters())
-    for branch in layout[:count]:
+    for branch in layout:
         branch.body.to(like.device, like.dtype)
-    return BranchedModel(backbone, layout[:count])
+    return BranchedModel(backbone, layout)
 
 
 def _warn_of_broken_rules(net: BranchedModel, input_size: Sequence[int] | None) -> None:

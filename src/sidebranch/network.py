@@ -11,10 +11,21 @@ from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateI
 from torch import nn
 
 from sidebranch._attach import attach
-from sidebranch.branches import Growth, keep_resolution, last_stage, last_stride_one, movable, small_input
-from sidebranch.config.schema import Config, ModelConfig
+from sidebranch.branches import (
+    Growth,
+    OneClassifier,
+    extract,
+    keep_resolution,
+    last_stage,
+    last_stride_one,
+    movable,
+    small_input,
+)
+from sidebranch.config.method import ModelConfig
+from sidebranch.config.schema import Config
 from sidebranch.core.model import BranchedModel, SideBranch
 from sidebranch.errors import UserError, nearest, reason
+from sidebranch.zoo.reference import load_reference, read_reference
 
 
 def build_backbone(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
@@ -60,7 +71,9 @@ def build_adapted(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Mo
 
 
 def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> BranchedModel:
-    """The backbone, with branches unless the method is the baseline; its weights are a function of the seed.
+    """The backbone, with branches if the method has any; its weights are a function of the seed.
+
+    With `branches.only`, the network is that branch with its stem, as "main".
 
     Branches with fresh weights are grown on an untrained backbone, even if the backbone is pretrained.
 
@@ -70,7 +83,8 @@ def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> Bra
         shape: of an image: channels, height, width.
     """
     torch.manual_seed(config.seed)
-    loads_later = config.model.pretrained and config.method != "baseline" and config.branches.init != "copy"
+    is_plain = not config.has_branches and not config.branches.only
+    loads_later = config.model.pretrained and not is_plain and config.branches.init != "copy"
     backbone = build_adapted(untrained(config).model if loads_later else config.model, num_classes, shape[0])
     net = _attached(backbone, config, shape)
     if loads_later:
@@ -80,18 +94,53 @@ def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> Bra
         for body in net.branches.values():
             if stage in dict(body.named_modules()):
                 keep_resolution(body.get_submodule(stage))
+    if config.branches.only:
+        net = BranchedModel(extract(net, config.branches.only, shape))
     if config.data.name == "reid":
         net.watch_features(necks="batch_norm" if config.model.bnneck else None)
     return net
 
 
+def build_reference(config: Config, weights: str, num_classes: int, shape: Sequence[int]) -> BranchedModel:
+    """The network of a checkpoint of the papers' public code, or of a plain torchvision ResNet, without branches.
+
+    Args:
+        config: a recipe of the network.
+        weights: the file; see `load_reference`.
+        num_classes: K; 0 for the checkpoint's own.
+        shape: of an image: channels, height, width.
+
+    Raises:
+        UserError: the file cannot be read or is not of this network or number of classes.
+    """
+    state = read_reference(weights)
+    if "fc.bias" not in state:
+        raise UserError(f"'{weights}' has no classifier 'fc.bias': it is no checkpoint of the papers' public code")
+    known = len(state["fc.bias"])
+    if num_classes not in (0, known):
+        raise UserError(f"'{weights}' has {known} classes, '{config.data.root}' has {num_classes}")
+    if not any("_head" in key for key in state):
+        config = replace(config, method="baseline", branches=replace(config.branches, only=""))
+    return load_reference(build_network(untrained(config), known, shape), state)
+
+
 def _attached(backbone: nn.Module, config: Config, shape: Sequence[int]) -> BranchedModel:
-    if config.method == "baseline":
-        return attach(backbone, [])
     branches = config.branches
+    if not config.has_branches and not branches.only:
+        return attach(backbone, [])
     growth = Growth(branches.keep, branches.width, branches.init)
     kind = None if config.model.branches == "default" else config.model.branches
-    net = attach(backbone, kind, count=branches.count, at=branches.at, growth=growth, input_size=shape)
+    use = (branches.only,) if branches.only else branches.use
+    net = attach(
+        backbone,
+        kind,
+        count=branches.count,
+        use=use,
+        kind=branches.kind,
+        at=branches.at,
+        growth=growth,
+        input_size=shape,
+    )
     if branches.roots == "end":
         return net
     net.release()
@@ -106,6 +155,8 @@ def untrained(config: Config) -> Config:
 
 def new_layers(net: BranchedModel) -> list[nn.Module]:
     """The layers that have no pretrained weights: branches, necks and the classifier."""
+    if isinstance(net.backbone, OneClassifier):
+        return [net.backbone.branch, *net.necks.values()]
     classifier = net.backbone.get_classifier() if hasattr(net.backbone, "get_classifier") else ()  # pyright: ignore[reportCallIssue]
     classifiers = classifier if isinstance(classifier, (tuple, list)) else [classifier]
     return [*net.branches.values(), *net.necks.values(), *(each for each in classifiers if isinstance(each, nn.Module))]

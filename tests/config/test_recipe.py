@@ -7,7 +7,7 @@ import sidebranch as sb
 from sidebranch.cli import main
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict, differences
-from sidebranch.config.schema import Config
+from sidebranch.config.schema import Config, Published
 from sidebranch.config.validate import validate
 from sidebranch.errors import Notice
 
@@ -21,8 +21,12 @@ def test_a_shipped_recipe_is_sound(name):
     assert timm.is_model(config.model.name)
     assert config.about
     least, most = (45, 80) if config.data.name == "reid" else (10, 40)  # mAP; top-1 error
-    assert all(least < value < most for value in config.published.values())
-    assert len(SHIPPED[name].read_text().splitlines()) <= 25
+    for values in config.published.results.values():
+        assert least < values.get("top1", values.get("mAP")) < most
+    assert all({*row} <= {"text", "code", "why"} for row in config.differs.values())
+    is_of_a_paper = bool(config.published.results)
+    assert not is_of_a_paper or config.runtime.precision == "32-true"
+    assert len(SHIPPED[name].read_text().splitlines()) <= 40
 
 
 @pytest.mark.parametrize(
@@ -54,8 +58,9 @@ def test_a_dks_recipe_states_only_the_differences():
     assert recipe.load(SHIPPED["cifar100/wrn28-10-dropout-dks"]).model.options == {"drop_rate": 0.3}
 
 
-def test_resnet18_drops_the_scale_augmentation():
-    assert not recipe.load(SHIPPED["imagenet/resnet18"]).data.scale
+def test_resnet18_with_dhm_drops_the_scale_augmentation():
+    assert not recipe.load(SHIPPED["imagenet/resnet18-dhm"]).data.scale
+    assert recipe.load(SHIPPED["imagenet/resnet18"]).data.scale
     assert recipe.load(SHIPPED["imagenet/resnet101"]).data.scale
 
 
@@ -78,7 +83,7 @@ def test_bases_that_go_round_are_refused(tmp_path):
 
 def test_what_trains_nothing_may_differ():
     one = Config()
-    other = replace(one, about="x", name="y", published={"dhm": 1.0}, runtime=replace(one.runtime, log_every=3))
+    other = replace(one, about="x", name="y", published=Published("Table 1"), runtime=replace(one.runtime, log_every=3))
     assert differences(as_dict(one), as_dict(other)) == []
     assert differences(as_dict(one), as_dict(replace(one, seed=1))) == ["seed: 0 -> 1"]
 

@@ -71,7 +71,7 @@ def read(folder):
 
 def assert_close(one, other):
     for row, other_row in zip(one[0], other[0], strict=True):
-        assert row == pytest.approx(other_row, abs=1e-5, rel=1e-6)
+        assert row == pytest.approx(other_row, abs=1e-5, rel=1e-5)
     for key, value in one[1].items():
         torch.testing.assert_close(value, other[1][key], atol=1e-5, rtol=1e-4, msg=key)
 

@@ -26,6 +26,10 @@ BEYOND = {
     "branches.count": 9,
     "model.options": {"colour": 1},
     "model.last_stride": 3,
+    "published.epoch": "first",
+    "branches.use": ["b9"],
+    "branches.only": "b2",  # with method dhm
+    "branches.kind": "thin",
     "branches.at": ["no.such"],
     "branches.keep": -1.0,
     "branches.width": 0.0,
@@ -34,6 +38,8 @@ BEYOND = {
     "branches.batch_fraction": 1.5,
     "branches.start_epoch": -1,
     "branches.stop_epoch": -1,
+    "objective.supervision": {"b9": 1.0},
+    "teacher.students": "everyone",
     "objective.direction": "sideways",
     "objective.mimicry": -1.0,
     "objective.mimicry_ramp": -1,
@@ -49,6 +55,7 @@ BEYOND = {
     "data.name": "digit",
     "data.batch_size": 0,
     "data.limit": 10**6,
+    "data.val_limit": 10**6,
     "data.padding": -1,
     "data.padding_mode": "white",
     "data.corrupt_rate": 2.0,
@@ -58,6 +65,7 @@ BEYOND = {
     "data.instances": -1,
     "data.eval_size": -1,
     "data.resize": 0,
+    "data.interpolation": "nearest",
     "data.policy": "more",
     "data.magnitude": 31,
     "data.erase": 2.0,
@@ -93,6 +101,7 @@ BEYOND = {
     "runtime.compile": "fast",
     "runtime.replicas": 0,
     "runtime.checkpoint_minutes": -1.0,
+    "runtime.keep_every": -1,
     "runtime.log_every": 0,
 }
 
@@ -110,7 +119,8 @@ FIELDS = dict(leaves())
 
 
 def test_no_field_is_forgotten():
-    may_be_anything = {"about", "name", "published", "data.root"}
+    may_be_anything = {"about", "name", "differs", "published.table", "published.results", "data.root"}
+    may_be_anything |= {f"teacher.{name}" for name in ("run", "model", "weights", "sha256")}  # read by method kd only
     may_be_anything |= {"sampling.sets"}  # without effect unless sampling is categorical
     switches = {key for key, value in FIELDS.items() if isinstance(value, bool)}
     assert set(FIELDS) == set(BEYOND) | may_be_anything | switches

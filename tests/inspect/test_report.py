@@ -14,7 +14,9 @@ from sidebranch.study.grid import run_grid
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    from sidebranch.config.schema import Config, DataConfig, ModelConfig, OptimConfig, RuntimeConfig
+    from sidebranch.config.data import DataConfig
+    from sidebranch.config.method import ModelConfig
+    from sidebranch.config.schema import Config, OptimConfig, RuntimeConfig
 
     config = Config(
         name="<b>odd & name</b>",

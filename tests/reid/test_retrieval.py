@@ -15,7 +15,7 @@ from trained import network
 
 from sidebranch.branches import last_stride_one
 from sidebranch.cli import main
-from sidebranch.config.schema import EvalConfig
+from sidebranch.config.data import EvalConfig
 from sidebranch.config.validate import validate
 from sidebranch.data.datasets import read_dataset
 from sidebranch.data.loaders.order import Rank

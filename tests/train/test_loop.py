@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 from dataclasses import replace
 
@@ -35,7 +36,10 @@ def test_a_run_folder_holds_what_was_promised(digits_config, folder):
     with open(folder.metrics, newline="") as file:
         written = list(csv.DictReader(file))
     assert [float(row["val/top1/main"]) for row in written] == [row["val/top1/main"] for row in rows]
-    assert {key.split("/")[-1] for key in written[0] if key.startswith("val/")} == {"main", "b1", "b2", "ensemble"}
+    assert {key.split("/")[-1] for key in written[0] if key.startswith("val/top1/")} == {"main", "b1", "b2", "ensemble"}
+    pairs = [f"val/kl/{p}->{q}" for p, q in itertools.permutations(("main", "b1", "b2"), 2)]
+    pairs += ["val/differ/main-b1", "val/differ/main-b2", "val/differ/b1-b2"]
+    assert all(float(written[-1][key]) >= 0 for key in pairs)
 
 
 def test_training_learns(digits_config, folder):

@@ -8,7 +8,7 @@ wider, the others shorter (rule 3).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -18,14 +18,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from sidebranch.branches.forks import alike, find_forks, resolution
+from sidebranch.branches.forks import alike, channels, find_forks, resolution
 from sidebranch.branches.fresh import fill
+from sidebranch.branches.simple import THINNED, Kind, check_kind, pooled_head
 from sidebranch.branches.thin import thin
 from sidebranch.branches.trace import FAILURES, Trace, check_size, has_weights, is_feature, trace
 from sidebranch.branches.tracer import note_copy, value_of
 from sidebranch.branches.widen import CannotWiden, widen
 from sidebranch.core.model import SideBranch
 from sidebranch.errors import UserError, nearest, reason
+
+ONE_BLOCK = 1e-9  # a share of blocks that leaves one a stage
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def grow(
     at: Sequence[str] = (),
     *,
     count: int = 2,
+    use: Sequence[str] = (),
+    kind: Kind = "blocks",
     growth: Growth = Growth(),
     input_size: Sequence[int] | None = None,
 ) -> list[Grown]:
@@ -83,7 +88,9 @@ def grow(
         backbone: images to logits [N, K]; not changed. The branches get its device and dtype.
         at: paths of the modules to fork at, in any order; if none, the ends of the last stages before the final one,
             or evenly spaced blocks where the resolution does not drop in stages.
-        count: number of branches; ignored with `at`.
+        count: number of branches; ignored with `at` and `use`.
+        use: names of the branches to grow; all if empty.
+        kind: "blocks", as `growth` says; or another, see `block_branch` and `pooled_head`.
         growth: depth, width and initial weights of the branches.
         input_size: of an image: channels, height, width. Stages are found at the size that timm gives for the model;
             the branches must also work at this one.
@@ -99,10 +106,19 @@ def grow(
         raise UserError(f"at is '{at}'; give a list of paths, such as ['{at}']")
     if len(set(at)) < len(at):
         raise UserError(f"two branches fork at one place: {', '.join(at)}")
-    grown = _grow_somewhere(backbone, at, count, growth, input_size)
-    device = next(backbone.parameters()).device
+    check_kind(kind)
+    if use:
+        count = max(map(_place_of, use))
+    if at and count > len(at) and use:
+        raise UserError(f"there is no branch b{count}: branches fork at {len(at)} places, {', '.join(at)}")
+    traced, forks = _grow_somewhere(backbone, at, count, input_size)
+    wanted = {f"b{place}": path for place, path in enumerate(forks, 1) if not use or f"b{place}" in use}
+    like = next(backbone.parameters())
+    if kind.startswith("ap_"):
+        return [_pooled(traced, name, path, kind, like) for name, path in wanted.items()]
+    grown = _grow_all(traced, backbone, wanted, kind, growth)
     for each in grown:
-        fill(each.branch.body, backbone, copied=growth.init == "copy", device=device)
+        fill(each.branch.body, backbone, copied=growth.init == "copy", device=like.device)
         each.branch.body.train(backbone.training)
     return grown
 
@@ -119,17 +135,24 @@ def movable(
     return [replace(branch, at=alike(traced, branch.places[-1])) for branch in branches]
 
 
+def _place_of(name: str) -> int:
+    """3 of "b3"."""
+    if not name.startswith("b") or not name[1:].isdecimal() or name == "b0":
+        raise UserError(f"no branch can be called '{name}'; grown branches are b1, nearest the top, b2, b3, ...")
+    return int(name[1:])
+
+
 def _grow_somewhere(
-    backbone: nn.Module, at: Sequence[str], count: int, growth: Growth, input_size: Sequence[int] | None
-) -> list[Grown]:
-    """Branches on the meta device: stages found at the model's likely size, tails that work at the given size."""
+    backbone: nn.Module, at: Sequence[str], count: int, input_size: Sequence[int] | None
+) -> tuple[Trace, list[str]]:
+    """The forks, found at the model's likely size, and a trace whose tails work at the given size."""
     traced = trace_own(backbone, input_size)
     forks = _chosen(traced, backbone, at, count)
     if input_size is not None and tuple(input_size) != tuple(traced.images.shape[1:]):
         here = trace(backbone, input_size)
         if not all(_same(traced.tail(traced.fork(path))[0], here.tail(here.fork(path))[0]) for path in forks):
             traced = here
-    return _grow_all(traced, backbone, forks, growth)
+    return traced, forks
 
 
 def _chosen(traced: Trace, backbone: nn.Module, at: Sequence[str], count: int) -> list[str]:
@@ -144,13 +167,30 @@ def _same(one: fx.Graph, other: fx.Graph) -> bool:
     return str(one.python_code("self").src) == str(other.python_code("self").src)
 
 
-def _grow_all(traced: Trace, backbone: nn.Module, forks: Sequence[str], growth: Growth) -> list[Grown]:
+def _grow_all(traced: Trace, backbone: nn.Module, forks: Mapping[str, str], kind: Kind, growth: Growth) -> list[Grown]:
+    """Branches on the meta device; forks are name to path."""
     size = traced.images.shape[1:]
     try:
         training = trace(backbone, size, training=True)
     except UserError:
         training = None
-    return [_grow(traced, training, f"b{place}", path, place == 1, growth) for place, path in enumerate(forks, 1)]
+    if kind in THINNED:
+        width, is_shallow = THINNED[kind]
+        growth = Growth(keep=ONE_BLOCK if is_shallow else 1, width=width)
+        return [_grow(traced, training, name, path, growth) for name, path in forks.items()]
+    nearest_growth, others = replace(growth, keep=1.0), replace(growth, width=1.0)
+    return [
+        _grow(traced, training, name, path, nearest_growth if name == "b1" else others) for name, path in forks.items()
+    ]
+
+
+def _pooled(traced: Trace, name: str, at: str, kind: Kind, like: Tensor) -> Grown:
+    """A pooled head at a fork, on the backbone's device."""
+    features, size = value_of(traced.fork(at)), traced.images.shape[1:]
+    if features.ndim != 4 or channels(features, size) != features.shape[1]:
+        raise UserError(f"branches.kind {kind} pools feature maps [N, C, H, W]; '{at}' gives {tuple(features.shape)}")
+    branch = pooled_head(name, at, features.shape[1], traced.logits.shape[1], convolution=kind == "ap_conv_2fc")
+    return Grown(replace(branch, body=branch.body.to(like.device, like.dtype)), (0, 0), 0.0, ())
 
 
 def trace_own(backbone: nn.Module, input_size: Sequence[int] | None = None) -> Trace:
@@ -181,7 +221,7 @@ def _known(path: str, backbone: nn.Module) -> str:
     return path
 
 
-def _grow(traced: Trace, training: Trace | None, name: str, at: str, is_nearest: bool, growth: Growth) -> Grown:
+def _grow(traced: Trace, training: Trace | None, name: str, at: str, growth: Growth) -> Grown:
     notes, size, fork = [], traced.images.shape[1:], traced.fork(at)
     graph, calls = traced.tail(fork)
     if not any(
@@ -194,17 +234,17 @@ def _grow(traced: Trace, training: Trace | None, name: str, at: str, is_nearest:
         notes.append(
             f"{name} runs the backbone's evaluation forward in training too: its forward pass depends on the mode"
         )
-    kept, total = thin(graph, calls, traced.root, 1.0 if is_nearest else growth.keep)
-    if not is_nearest and growth.keep < 1 and kept == total:
+    kept, total = thin(graph, calls, traced.root, growth.keep)
+    if growth.keep < 1 and kept == total:
         notes.append(f"{name} is as deep as main: no block that follows '{at}' repeats")
-    body, width = _body(traced.root, graph), 1.0
-    if is_nearest and growth.width != 1:
+    body, width = module_of(traced.root, graph, "Tail"), 1.0
+    if growth.width != 1:
         try:
             widen(body, growth.width, lambda value: is_feature(value) and resolution(value, size) > 1)
             width = growth.width
         except CannotWiden as error:
             notes.append(f"{name} is as wide as main: it cannot be widened at {error}")
-            body = _body(traced.root, graph)
+            body = module_of(traced.root, graph, "Tail")
     _try_out(body, fork, traced.logits, name)
     return Grown(SideBranch(name, at, body), (kept, total), width, tuple(notes))
 
@@ -229,8 +269,8 @@ def _without_dropout(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _body(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The tail as a module on the meta device; its parameters have the paths that they have in the backbone."""
+def module_of(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A part of a traced pass as a module with copies of the root's parts, which keep their paths."""
     graph = _copy(graph)
     parts: dict[str, Any] = {}
     for node in list(graph.nodes):
@@ -245,7 +285,7 @@ def _body(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             node.op, node.target = "call_module", f"dropout_{len(parts)}"
             parts[node.target] = kind(probability)
             node.args, node.kwargs = node.args[:1] or (node.kwargs["input"],), {}
-    body = fx.GraphModule(parts, graph, "Tail")
+    body = fx.GraphModule(parts, graph, name)
     type(body).__call__ = nn.Module.__call__  # fx's own prints the graph's source beside every error
     return body
 

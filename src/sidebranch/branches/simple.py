@@ -1,4 +1,4 @@
-"""The simple heads that DKS compares its branches with (Sun et al. 2019, Table 3), at any fork of feature maps.
+"""Kinds of branches, and the simple heads that DKS compares its branches with (Sun et al. 2019, Table 3).
 
 They are cheap and, in that table, help little or harm. Differs: the sizes of the fully connected heads are not in the
 paper; they are GoogLeNet's (Szegedy et al. 2015), whose auxiliary classifiers these are.
@@ -6,10 +6,22 @@ paper; they are GoogLeNet's (Szegedy et al. 2015), whose auxiliary classifiers t
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import nn
 
 from sidebranch.core.model import SideBranch
 from sidebranch.errors import UserError
+
+Kind = Literal["blocks", "narrow", "shallow", "shallow_wide", "ap_2fc", "ap_conv_2fc"]
+# Kind to the width, as a multiple of main's, and whether a stage has one block only.
+THINNED: dict[str, tuple[float, bool]] = {"narrow": (0.5, False), "shallow": (1, True), "shallow_wide": (2, True)}
+
+
+def check_kind(kind: str) -> None:
+    """Raises UserError if there are no branches of this kind."""
+    if kind not in get_args(Kind):
+        raise UserError(f"the kind of branches is '{kind}'; choose from: {', '.join(get_args(Kind))}")
 
 
 def pooled_head(

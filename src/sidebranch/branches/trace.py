@@ -137,6 +137,29 @@ class Trace:
             if run.input in copies and run.output in copies and run.output is not fork
         }
 
+    def stem(self, fork: fx.Node) -> fx.Graph:
+        """The graph from the images to the fork's output."""
+        graph, copies = fx.Graph(), {}
+        order = {node: place for place, node in enumerate(self.graph.nodes)}
+        needed, stack = {next(iter(self.graph.nodes))}, [fork]
+        while stack:
+            node = stack.pop()
+            if node not in needed:
+                needed.add(node)
+                stack.extend(node.all_input_nodes)
+            if not stack:  # in-place operations whose input is read later, though their output is not used
+                stack = [
+                    each
+                    for each in self.graph.nodes
+                    if each not in needed and order[each] < order[fork] and is_read_later(each, order, needed)
+                ]
+        for node in self.graph.nodes:
+            if node in needed:
+                copies[node] = graph.node_copy(node, lambda each: copies[each])
+                note_copy(node, copies)
+        graph.output(copies[fork])
+        return graph
+
     def _needed(self, fork: fx.Node, past: set[fx.Node]) -> set[fx.Node]:
         """The nodes after the fork that the logits depend on."""
         order = {node: place for place, node in enumerate(self.graph.nodes)}

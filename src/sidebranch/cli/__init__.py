@@ -21,6 +21,7 @@ COMMANDS = {
     "recipes": ("recipes", "List the shipped recipes."),
     "report": ("report", "Write one HTML page that compares runs."),
     "branches": ("branches", "Show a backbone's forks and what branches would cost."),
+    "inspect": ("inspect", "Draw the papers' figures of runs: curves, kernels, gradients."),
     "prepare": ("prepare", "Check, sort, pack or generate a data set."),
 }
 HELP = """usage: sidebranch COMMAND ...

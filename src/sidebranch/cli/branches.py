@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from sidebranch.cli.parsing import parse, plain_parser
 from sidebranch.cli.texts import BRANCHES_HELP, COST_NOTE
-from sidebranch.config.schema import BranchesConfig, ModelConfig
+from sidebranch.config.method import BranchesConfig, ModelConfig
 from sidebranch.errors import UserError
 
 

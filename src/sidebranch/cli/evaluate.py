@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from sidebranch.cli.parsing import add_checkpoint_arguments, parse, plain_parser
 from sidebranch.cli.texts import EVAL_HELP
 from sidebranch.config import recipe
-from sidebranch.config.schema import Metric
+from sidebranch.config.data import Metric
 
 ERRORS = {"top1": "top-1 error, %", "top5": "top-5 error, %", "loss": "loss, nats"}
 RETRIEVAL = {

@@ -32,9 +32,25 @@ EXPORT_HELP = """Write the plain backbone of a run, or of a checkpoint of the pa
   sidebranch export runs/cifar100-resnet32-dhm-seed0 --checkpoint best
   sidebranch export imagenet/resnet50 --weights reference.pth --output resnet50-dhm.safetensors"""
 
+RECIPES_HELP = """List the shipped recipes and the papers' numbers; or show one beside its paper.
+
+  sidebranch recipes
+  sidebranch recipes cifar100/wrn28-10"""
+
 REPORT_HELP = """Write one self-contained HTML page that compares runs.
 
   sidebranch report runs/cifar100-resnet32-baseline-seed0 runs/cifar100-resnet32-dhm-seed0"""
+
+INSPECT_HELP = """Draw the papers' figures of runs, and write the numbers beside them.
+
+curves         error by epoch, a band over seeds (DHM supplement, Figs. 1 and 2; DKS Fig. 3)
+disagreement   divergence and different answers of every pair of classifiers, by epoch
+kernels        correlation of two classifiers' kernels (DHM supplement H, Fig. 3)
+gradients      cosine of the gradients that pairs of classifiers send into their shared stem,
+               over the checkpoints that --runtime.keep_every kept
+noise          DHM's Eq. 11: what noise on the shared features does to the mimicry term
+
+  sidebranch inspect runs/a-dsl-seed0 runs/a-dhm-seed0 --what kernels --output kernels.png"""
 
 BRANCHES_HELP = """Show where side branches fork from a backbone, and what they would cost.
 

@@ -13,9 +13,12 @@ NOT_TRAINED = (
     "about",
     "base",
     "published",
+    "differs",
     "name",
     "data.root",
     "data.workers",
+    "teacher.run",
+    "teacher.weights",
     "data.on_corrupt",
     "eval.chunk",
     *(
@@ -74,6 +77,9 @@ def up_to_date(nested: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             if isinstance(new.setdefault(to_group, {}), dict):
                 new[to_group].setdefault(to_key, value)
             notes.append(f"{old} is now called {name}")
+    published = new.get("published")
+    if isinstance(published, dict) and any(isinstance(value, (int, float)) for value in published.values()):
+        new["published"] = {"results": {method: {"top1": value} for method, value in published.items()}}
     for old, only in REMOVED.items():
         group, key = old.split(".")
         if isinstance(new.get(group), dict) and key in new[group] and new[group].pop(key) != only:
@@ -85,7 +91,7 @@ def leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted path to value; the groups of a config are opened, dicts that are values are not."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
-        is_group = not prefix and isinstance(value, dict) and key != "published"
+        is_group = not prefix and isinstance(value, dict) and key not in ("published", "differs")
         found |= leaves(value, f"{key}.") if is_group else {prefix + key: value}
     return found
 

@@ -6,7 +6,8 @@ The ranges of single fields are in `schema.py`.
 from __future__ import annotations
 
 from sidebranch.config.compare import as_dict, leaves
-from sidebranch.config.schema import BranchesConfig, Config
+from sidebranch.config.method import BranchesConfig
+from sidebranch.config.schema import Config
 from sidebranch.errors import UserError
 
 
@@ -19,6 +20,7 @@ def validate(config: Config) -> None:
     data, optim, runtime, branches = config.data, config.optim, config.runtime, config.branches
     _validate_branches(config)
     _validate_reid(config)
+    _validate_teacher(config)
     if data.resize < max(data.image_size, data.eval_size) and data.name in ("folder", "reid"):
         raise UserError(
             f"data.resize is {data.resize}; it must be at least data.image_size and data.eval_size, "
@@ -32,6 +34,8 @@ def validate(config: Config) -> None:
         raise UserError("optim.schedule multi_step needs optim.milestones, e.g. [60, 120]; or take constant or cosine")
     if list(optim.milestones) != sorted(set(optim.milestones)):
         raise UserError(f"optim.milestones are {list(optim.milestones)}; they must increase")
+    if data.backend == "dali" and (data.squash or data.interpolation != "bilinear"):
+        raise UserError("data.squash and data.interpolation need data.backend draft or torchvision")
     is_distorted = data.policy != "none" or data.repeats > 1 or (data.erase and data.name != "reid")
     if is_distorted and (data.name != "folder" or data.backend == "dali"):
         raise UserError("data.policy, erase and repeats need data.name folder and data.backend draft or torchvision")
@@ -49,6 +53,13 @@ def validate(config: Config) -> None:
 
 def _validate_branches(config: Config) -> None:
     branches = config.branches
+    if branches.only:
+        if config.method != "baseline":
+            raise UserError(f"branches.only trains one branch alone, which is --method baseline, not {config.method}")
+        if branches.use:
+            raise UserError("branches.only and branches.use exclude each other; one branch alone is branches.only")
+    if branches.kind != "blocks" and (branches.init == "copy" or branches.keep != 0.5 or branches.width != 2):
+        raise UserError(f"branches.kind {branches.kind} has its own depth and width: leave out keep, width and init")
     if branches.init == "copy" and branches.width != 1:
         raise UserError(f"branches.init copy needs branches.width 1, not {branches.width:g}")
     is_custom = any(
@@ -62,11 +73,27 @@ def _validate_branches(config: Config) -> None:
         raise UserError(
             f"branches.stop_epoch is {branches.stop_epoch}; it must be after branches.start_epoch, or 0 for never"
         )
-    if config.method != "baseline" and branches.start_epoch >= config.optim.epochs:
+    if config.has_branches and branches.start_epoch >= config.optim.epochs:
         raise UserError(
             f"branches.start_epoch is {branches.start_epoch}; with optim.epochs {config.optim.epochs} the branches "
             f"would never train"
         )
+
+
+def _validate_teacher(config: Config) -> None:
+    """The outside teacher of kd."""
+    teacher = config.teacher
+    if config.method != "kd":
+        return
+    if bool(teacher.run) == bool(teacher.model):
+        raise UserError(
+            "method kd needs a teacher: --teacher.run FOLDER, or --teacher.model NAME with --teacher.weights FILE"
+            + ("; give one of them" if teacher.run else "")
+        )
+    if teacher.run and teacher.weights:
+        raise UserError("teacher.run has weights of its own; teacher.weights are for teacher.model")
+    if config.data.name == "reid":
+        raise UserError("method kd is for classification; data.name reid has no outside teacher")
 
 
 def _validate_reid(config: Config) -> None:
@@ -99,19 +126,31 @@ def _validate_reid(config: Config) -> None:
 
 def ignored(config: Config) -> list[str]:
     """Settings without effect, a line each: "`sampling.p` has no effect with `sampling.kind fixed`"."""
-    data, optim, sampling = config.data, config.optim, config.sampling
+    data, optim, sampling, branches = config.data, config.optim, config.sampling, config.branches
+    has_pairs = not isinstance(config.objective.mimicry, (int, float))
+    without = "method baseline" if config.method == "baseline" else "teacher.students main"
     is_array = data.name in ("digits", "cifar10", "cifar100")
-    draws_nothing = sampling.kind == "fixed" and config.branches.roots == "end"
+    draws_nothing = sampling.kind == "fixed" and branches.roots == "end"
     # A condition, its reason, and the fields that it leaves without effect.
     table: list[tuple[bool, str, tuple[str, ...]]] = [
-        (config.method == "baseline", "method baseline", ("branches.", "sampling.")),
+        (not config.has_branches and not branches.only, without, ("branches.",)),
+        (not config.has_branches, without, ("sampling.",)),
+        (bool(branches.only), "branches.only", ("branches.batch_fraction", *_PHASES)),
         (config.method in ("baseline", "dsl"), f"method {config.method}", _MIMICRY),
+        (config.method == "baseline", "method baseline", ("objective.supervision",)),
+        (config.method != "kd", f"method {config.method}", ("teacher.",)),
+        (config.method == "kd" or has_pairs, "weights of their own", ("objective.direction",)),
+        (bool(branches.use or branches.only), "branches.use or only", ("branches.count",)),
         (sampling.kind != "bernoulli", f"sampling.kind {sampling.kind}", ("sampling.p",)),
         (sampling.kind != "categorical", f"sampling.kind {sampling.kind}", ("sampling.sets",)),
         (sampling.kind == "fixed", "sampling.kind fixed", ("sampling.drops",)),
         (draws_nothing, "sampling.kind fixed", ("sampling.per",)),
-        (bool(config.branches.at), "branches.at", ("branches.count",)),
-        (data.name != "folder", f"data.name {data.name}", ("data.eval_size", "data.scale", "data.policy")),
+        (bool(branches.at), "branches.at", ("branches.count",)),
+        (
+            data.name != "folder",
+            f"data.name {data.name}",
+            ("data.eval_size", "data.scale", "data.squash", "data.interpolation", "data.policy"),
+        ),
         (is_array, f"data.name {data.name}", ("data.image_size", "data.resize", "data.workers", "data.on_corrupt")),
         (data.policy != "randaugment", f"data.policy {data.policy}", ("data.magnitude",)),
         (not data.corrupt_rate, "data.corrupt_rate 0", ("data.corrupt_mode",)),
@@ -136,4 +175,6 @@ def ignored(config: Config) -> list[str]:
     return list(lines.values())
 
 
+_FOLDER = ("data.eval_size", "data.scale", "data.squash", "data.interpolation", "data.policy")
+_PHASES = ("branches.start_epoch", "branches.stop_epoch", "branches.roots")
 _MIMICRY = ("objective.direction", "objective.mimicry", "objective.mimicry_ramp", "objective.temperature")

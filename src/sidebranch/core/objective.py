@@ -12,7 +12,8 @@ teacher (knowledge distillation) is one more row of `mimicry`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 Direction = Literal["both", "top_down", "bottom_up"]
 Vector = tuple[float, ...]
 Matrix = tuple[Vector, ...]
+Supervision = Sequence[float] | Mapping[str, float] | Callable[[int], Sequence[float]]
+Mimicry = Sequence[Sequence[float]] | Mapping[str, float] | Callable[[int], Sequence[Sequence[float]]]
+TEACHER = "teacher"  # the outside teacher's name in pairs
 
 
 @runtime_checkable
@@ -64,9 +68,11 @@ class Objective(nn.Module):
     """The loss of a network of C classifiers, from two arrays. A module without parameters and without a state.
 
     Args:
-        supervision: [C] weights of the labels, lambda in the papers; or a function from C to them.
-        mimicry: [C, C] weights, mu in the papers: entry [p, q] is how much p teaches q, and the diagonal is ignored; or
-            a function from C to them. With `teacher`, [C + 1, C].
+        supervision: [C] weights of the labels, lambda in DHM's Eq. 8; or a mapping of names, `{"main": 1, "b1": 0.5}`,
+            the others 0; or a function from C to the weights.
+        mimicry: [C, C] weights, mu in DHM's Eq. 9: entry [p, q] is how much p teaches q, and the diagonal is ignored;
+            or a mapping of pairs, `{"b1->main": 1}`, the others 0; or a function from C to the weights. With `teacher`,
+            [C + 1, C], and its name in pairs is "teacher".
         temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
         teacher: an outside network, images to logits. The objective keeps a frozen copy in eval mode, which follows
             `.to()` and stays out of `state_dict()`. Calls then need `images`.
@@ -77,8 +83,8 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        supervision: Sequence[float] | Callable[[int], Sequence[float]],
-        mimicry: Sequence[Sequence[float]] | Callable[[int], Sequence[Sequence[float]]],
+        supervision: Supervision,
+        mimicry: Mimicry,
         temperature: float = 1.0,
         teacher: nn.Module | None = None,
     ) -> None:
@@ -105,9 +111,10 @@ class Objective(nn.Module):
     def arrays(self, names: Sequence[str]) -> tuple[Vector, Matrix]:
         """The two arrays for a network with these classifiers; the mimicry's diagonal set to zero."""
         count = len(names)
-        rows = count + (self.teacher is not None)
-        supervision = self.supervision(count) if callable(self.supervision) else self.supervision
-        mimicry = self.mimicry(count) if callable(self.mimicry) else self.mimicry
+        teachers = (*names, TEACHER) if self.teacher is not None else tuple(names)
+        rows = len(teachers)
+        supervision = _vector(self.supervision, names)
+        mimicry = _matrix(self.mimicry, teachers, names)
         if len(supervision) != count:
             raise UserError(f"supervision has {len(supervision)} weights for the {count} classifiers {_listed(names)}")
         if len(mimicry) != rows or any(len(row) != count for row in mimicry):
@@ -148,7 +155,8 @@ class Objective(nn.Module):
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
         device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
         outside = self._outside(images)
-        with torch.autocast(device.type, enabled=False):
+        has_autocast = torch.amp.is_autocast_available(device.type)  # the meta device has none
+        with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
             total, labels, pairs = FusedLoss.apply(  # pyright: ignore[reportGeneralTypeIssues] (autograd's own protocol)
                 _constant(supervision, device, dtype),
                 _constant(mimicry, device, dtype) if any(map(any, mimicry)) else None,
@@ -226,6 +234,28 @@ def kd(
         raise UserError(f"the students are '{students}'; choose from: main, branches, all")
     labels = _everyone if deep_supervision else _main_only
     return Objective(labels, partial(_outside_row, students=students, weight=weight), temperature, teacher)
+
+
+def _vector(weights: Supervision, names: Sequence[str]) -> Sequence[float]:
+    """Weights of the labels, in the order of the classifiers."""
+    if not isinstance(weights, Mapping):
+        return weights(len(names)) if callable(weights) else weights
+    for name in weights:
+        if name not in names:
+            raise UserError(f"supervision names no classifier '{name}'; {nearest(name, names)}")
+    return [weights.get(name, 0.0) for name in names]
+
+
+def _matrix(weights: Mimicry, teachers: Sequence[str], students: Sequence[str]) -> Sequence[Sequence[float]]:
+    """Weights of the pairs, a row a teacher and a column a student."""
+    if not isinstance(weights, Mapping):
+        return weights(len(students)) if callable(weights) else weights
+    pairs = [f"{p}->{q}" for p in teachers for q in students if p != q]
+    for pair in weights:
+        if pair.replace(" ", "") not in pairs:
+            raise UserError(f"mimicry names no pair '{pair}', teacher->student; {nearest(pair, pairs)}")
+    known = {pair.replace(" ", ""): weight for pair, weight in weights.items()}
+    return [[known.get(f"{p}->{q}", 0.0) for q in students] for p in teachers]
 
 
 def _everyone(count: int) -> Vector:

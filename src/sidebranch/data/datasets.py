@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sidebranch.config.schema import DataConfig
+from sidebranch.config.data import DataConfig
 from sidebranch.data.augmentation.batched import IMAGENET, Augmentation
 from sidebranch.data.augmentation.crops import FolderTransform, PersonTransform
 from sidebranch.data.corruption import corrupt_labels
@@ -28,6 +28,7 @@ from sidebranch.data.sources.reid import ReIDSet, reid
 from sidebranch.data.sources.shards import is_sharded, shards
 from sidebranch.device import cores
 from sidebranch.errors import UserError
+from sidebranch.seeding import generator
 
 
 class Loader(Protocol):
@@ -71,7 +72,7 @@ class Dataset:
         scale = self.val.normalisation if isinstance(self.val, ArraySplit) else IMAGENET
         known = {"input_size": list(self.eval_shape), "mean": list(scale.mean), "std": list(scale.std)}
         if self.config.name == "folder":
-            known["resize"] = self.config.resize
+            known |= {"resize": self.config.resize, "interpolation": self.config.interpolation}
         return {**known, "classes": list(self.classes)}
 
     @property
@@ -136,21 +137,28 @@ class Dataset:
         return decoders[config.backend](
             split,
             FolderTransform(
-                config.image_size if training else self.eval_shape[1],
-                config.resize,
-                config.scale,
-                config.flip,
-                config.policy,
-                config.magnitude,
-                config.erase,
+                size=config.image_size if training else self.eval_shape[1],
+                resize=config.resize,
+                squash=config.squash,
+                interpolation=config.interpolation,
+                scale=config.scale,
+                flip=config.flip,
+                policy=config.policy,
+                magnitude=config.magnitude,
+                erase=config.erase,
             ),
             config.batch_size,
             **common,
         )
 
 
-def read_dataset(config: DataConfig, seed: int) -> Dataset:
+def read_dataset(config: DataConfig, seed: int, needs_train: bool = True) -> Dataset:
     """Reads or scans the data set.
+
+    Args:
+        config: of the data.
+        seed: of label corruption.
+        needs_train: if false, a folder of images needs no `train`, for evaluation.
 
     Raises:
         UserError: it is missing, damaged or wrongly laid out, or smaller than the config needs.
@@ -161,15 +169,24 @@ def read_dataset(config: DataConfig, seed: int) -> Dataset:
         train, val = people.train, people.test
         shape = (3, config.image_size, config.image_width or config.image_size // 2)
     elif config.name == "folder":
-        train, val = read_images(config.root)
+        train, val = read_images(config.root, needs_train)
         shape = (3, config.image_size, config.image_size)
     else:
         train, val = _arrays(config)
         shape = tuple(train.images.shape[1:])
+    if not len(train):  # nothing of it is asked for
+        config = replace(config, limit=0, drop_last=False, instances=0)
     if config.limit > len(train):
         raise UserError(f"data.limit is {config.limit}, but there are only {len(train)} training images")
     if config.limit:
         train = train.first(config.limit)
+    if config.val_limit > len(val):
+        raise UserError(f"data.val_limit is {config.val_limit}, but there are only {len(val)} validation images")
+    if config.val_limit:
+        if people is not None:
+            raise UserError("data.val_limit is for classification: re-identification needs the whole gallery")
+        chosen = torch.randperm(len(val), generator=generator("validation limit"))[: config.val_limit].sort().values
+        val = val.take(chosen)
     labels = corrupt_labels(train.labels, len(train.classes), config.corrupt_rate, config.corrupt_mode, seed)
     if config.drop_last and len(train) < config.batch_size:
         raise UserError(
@@ -184,11 +201,11 @@ def read_dataset(config: DataConfig, seed: int) -> Dataset:
     return Dataset(config, seed, train.relabelled(labels), val, shape, people)
 
 
-def read_images(root: str) -> tuple[ImageSplit, ImageSplit]:
+def read_images(root: str, needs_train: bool = True) -> tuple[ImageSplit, ImageSplit]:
     """Train and val splits of a data set of Hugging Face, of shards, or of a folder of classes."""
     if root.startswith(PREFIX):
         return hub(root)
-    return shards(root) if is_sharded(root) else folder(root)
+    return shards(root) if is_sharded(root) else folder(root, needs_train)
 
 
 def _cores_of(rank: Rank) -> int:

@@ -7,11 +7,10 @@ from typing import Literal
 
 from sidebranch.config import recipe
 from sidebranch.errors import UserError
-from sidebranch.network import build_network, untrained
+from sidebranch.network import build_network, build_reference, untrained
 from sidebranch.runs import checkpoint
 from sidebranch.runs.export import write_backbone
 from sidebranch.runs.folder import RunFolder
-from sidebranch.zoo.reference import load_reference, read_reference
 
 IMAGE_CHANNELS = 3  # of every network in the public code
 
@@ -39,11 +38,7 @@ def export_run(folder: RunFolder, which: Literal["last", "best"], path: Path) ->
 def export_reference(recipe_path: Path, weights: str, path: Path) -> str:
     """Writes the backbone of a public checkpoint of a recipe's network; returns its timm name."""
     config = recipe.load(recipe_path)
-    state = read_reference(weights)
-    if "fc.bias" not in state:
-        raise UserError(f"'{weights}' has no classifier 'fc.bias': it is no checkpoint of the papers' public code")
-    num_classes = len(state["fc.bias"])
     shape = (IMAGE_CHANNELS, config.data.image_size, config.data.image_size)
-    network = load_reference(build_network(untrained(config), num_classes, shape), state)
-    write_backbone(network.backbone.state_dict(), path, config.model.name, num_classes, IMAGE_CHANNELS)
+    state = build_reference(config, weights, 0, shape).backbone.state_dict()
+    write_backbone(state, path, config.model.name, len(state["fc.bias"]), IMAGE_CHANNELS)
     return config.model.name

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sidebranch.data.datasets import Loader
 from sidebranch.errors import UserError
+from sidebranch.metrics.agreement import Agreement
 from sidebranch.metrics.meter import COUNT, Meter
 
 
 def columns_of(names: Sequence[str]) -> tuple[str, ...]:
     """The classifiers, and their ensemble if there is more than one."""
     return (*names, "ensemble") if len(names) > 1 else tuple(names)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one pass over a validation set gives.
+
+    Attributes:
+        errors: classifier, or "ensemble", to metric to value.
+        agreement: of pairs of classifiers: "kl/b1->main", the mean Kullback-Leibler divergence in nats, and
+            "differ/main-b1", the images with different answers in percent.
+    """
+
+    errors: dict[str, dict[str, float]]
+    agreement: dict[str, float]
 
 
 @torch.no_grad()
@@ -27,7 +43,7 @@ def evaluate(
     reduce: Callable[[Tensor], Tensor] | None = None,
     *,
     num_classes: int,
-) -> dict[str, dict[str, float]]:
+) -> Validation:
     """Loss in nats, top-1 and (of more than 5 classes) top-5 error in percent, of each classifier and the ensemble.
 
     The ensemble averages the classifiers' probabilities.
@@ -45,18 +61,19 @@ def evaluate(
     """
     was_training = network.training
     network.eval()
-    meter = Meter(columns_of(names), device, num_classes)
+    meter, agreement = Meter(columns_of(names), device, num_classes), Agreement(names, device)
     for images, labels in loader.batches():
         if not len(labels):  # this rank has no image of the last batch, or all are unreadable
             continue
         scores = torch.stack([logits.float() for logits in network(images).logits]).log_softmax(-1)
         if len(names) > 1:
+            agreement.add(scores)
             scores = torch.cat([scores, scores.logsumexp(0, keepdim=True) - math.log(len(names))])
         losses = -scores.gather(2, labels.view(1, -1, 1).expand(len(scores), -1, 1)).mean((1, 2))
         meter.add(meter.columns, scores, labels, losses)
     network.train(was_training)
     if reduce is not None:
-        meter.sums = reduce(meter.sums)
+        meter.sums, agreement.sums = reduce(meter.sums), reduce(agreement.sums)
     if not float(meter.sums[COUNT].sum()):
         raise UserError("no validation image could be read")
-    return meter.read()
+    return Validation(meter.read(), agreement.read())

@@ -16,13 +16,12 @@ from sidebranch.core.model import BranchedModel
 from sidebranch.data.datasets import Dataset, read_dataset
 from sidebranch.device import resolve
 from sidebranch.distributed.processes import launch
-from sidebranch.errors import UserError
+from sidebranch.errors import UserError, nearest
 from sidebranch.evaluation.classification import evaluate
 from sidebranch.evaluation.retrieval import notes_on, retrieve
-from sidebranch.network import build_network, untrained
+from sidebranch.network import build_network, build_reference, untrained
 from sidebranch.runs import checkpoint
 from sidebranch.runs.folder import RunFolder
-from sidebranch.zoo import load_reference
 
 Errors = dict[str, dict[str, float]]
 
@@ -53,19 +52,13 @@ def evaluate_run(
     Raises:
         UserError: there is no such run or checkpoint, it is damaged, or the data do not fit.
     """
-    if not folder.config.is_file():
-        raise UserError(f"'{folder.root}' is no run folder: it has no config.yaml")
-    config = _moved(recipe.load(folder.config), data_root)
+    config = _config_of(folder, data_root)
     if overrides and config.data.name != "reid":
         raise UserError(f"--eval.{next(iter(overrides))} is for re-identification; '{folder.root}' is a classifier")
     config = replace(config, eval=replace(config.eval, **(overrides or {})))
     validate(config)
-    state = checkpoint.load(folder.last if which == "last" else folder.best)
-    dataset = read_dataset(config.data, config.seed)
-    if dataset.reid is None and len(dataset.classes) != state["num_classes"]:
-        raise UserError(f"the run has {state['num_classes']} classes, '{config.data.root}' has {len(dataset.classes)}")
-    network = build_network(untrained(config), state["num_classes"], dataset.shape)
-    checkpoint.restore(network, state["ema"] or state["model"], folder.root)
+    dataset = read_dataset(config.data, config.seed, needs_train=False)
+    network, state = _restored(config, folder, folder.last if which == "last" else folder.best, dataset)
     notes = () if dataset.reid is None else notes_on(dataset.reid)
     return Evaluation(state["epoch"], _evaluate(config, network, dataset), notes)
 
@@ -77,9 +70,50 @@ def evaluate_reference(recipe_path: Path, weights: str, data_root: str = "") -> 
         UserError: the checkpoint cannot be read or is not of the recipe's network, or the data are missing.
     """
     config = _moved(recipe.load(recipe_path), data_root)
-    dataset = read_dataset(config.data, config.seed)
-    network = build_network(untrained(config), len(dataset.classes), dataset.shape)
-    return _evaluate(config, load_reference(network, weights), dataset)
+    dataset = read_dataset(config.data, config.seed, needs_train=False)
+    return _evaluate(config, build_reference(config, weights, len(dataset.classes), dataset.shape), dataset)
+
+
+def network_of_run(folder: RunFolder, path: Path | None = None, data_root: str = "") -> tuple[BranchedModel, Dataset]:
+    """The network of a run's checkpoint, on the CPU, and its data.
+
+    Args:
+        folder: of the run.
+        path: of the checkpoint; the last if left out.
+        data_root: where the data are, if they have moved.
+
+    Raises:
+        UserError: there is no such run or checkpoint, it is damaged, or the data do not fit.
+    """
+    config = _config_of(folder, data_root)
+    dataset = read_dataset(config.data, config.seed, needs_train=False)
+    return _restored(config, folder, path or folder.last, dataset)[0], dataset
+
+
+def _config_of(folder: RunFolder, data_root: str) -> Config:
+    if not folder.config.is_file():
+        raise UserError(f"'{folder.root}' is no run folder: it has no config.yaml")
+    return _moved(recipe.load(folder.config), data_root)
+
+
+def _restored(config: Config, folder: RunFolder, path: Path, dataset: Dataset) -> tuple[BranchedModel, dict[str, Any]]:
+    """The network with a checkpoint's weights, the moving average's if it has them, and the checkpoint."""
+    state = checkpoint.load(path)
+    if dataset.reid is None:
+        _check_classes(state, dataset)
+    network = build_network(untrained(config), state["num_classes"], dataset.shape)
+    checkpoint.restore(network, state["ema"] or state["model"], folder.root)
+    return network, state
+
+
+def _check_classes(state: Mapping[str, Any], dataset: Dataset) -> None:
+    """The classes must be those that the run was trained on, in the same order."""
+    classes, where = list(dataset.classes), dataset.config.root
+    if len(classes) != state["num_classes"]:
+        raise UserError(f"the run has {state['num_classes']} classes, '{where}' has {len(classes)}")
+    trained = state["inputs"].get("classes", classes)
+    if wrong := [name for name in classes if name not in trained]:
+        raise UserError(f"the run was not trained on the class '{wrong[0]}' of '{where}'; {nearest(wrong[0], trained)}")
 
 
 def _moved(config: Config, data_root: str) -> Config:
@@ -94,5 +128,5 @@ def _evaluate(config: Config, network: BranchedModel, dataset: Dataset) -> Error
     prepared = fabric.setup(network, _reapply_compile=False)
     loader = dataset.val_loader(fabric.device)
     if dataset.reid is None:
-        return evaluate(prepared, names, loader, fabric.device, num_classes=len(dataset.classes))
+        return evaluate(prepared, names, loader, fabric.device, num_classes=len(dataset.classes)).errors
     return retrieve(prepared, names, loader, fabric.device, people=dataset.reid, config=config.eval).values

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidebranch.config.schema import EvalConfig
+from sidebranch.config.data import EvalConfig
 from sidebranch.data.datasets import Loader
 from sidebranch.data.sources.reid import ReIDSet
 from sidebranch.errors import UserError

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from sidebranch.inspect.record import Record, by_kind
 
 # Okabe and Ito's palette, for any colour vision. Methods have fixed colours; other kinds of run take the rest.
-COLOURS = {"baseline": "#555555", "DSL": "#E69F00", "DKS": "#0072B2", "DHM": "#009E73"}
+COLOURS = {"baseline": "#555555", "DSL": "#E69F00", "DKS": "#0072B2", "DHM": "#009E73", "KD": "#CC79A7"}
 FURTHER = ("#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
 RANKS = 20  # of a CMC curve
 STYLE: dict[Any, Any] = {
@@ -47,7 +47,7 @@ def training_curves(records: Sequence[Record]) -> str:
                     name = None if position else f"{kind}, {what}"
                     alpha = 0.9 if len(group) == 1 else 0.6
                     axes.plot(
-                        epochs, errors, dashes, color=_colour(kind, place), alpha=alpha, linewidth=1.4, label=name
+                        epochs, errors, dashes, color=colour_of(kind, place), alpha=alpha, linewidth=1.4, label=name
                     )
         axes.set_ylim(0, axes.get_ylim()[1] + 2)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -63,7 +63,7 @@ def final_errors(records: Sequence[Record]) -> str:
         figure, axes = _figure("", f"final validation {records[0].headline.name}, %")
         width = 0.7 / len(groups)
         for position, (kind, group) in enumerate(groups.items()):
-            colour = _colour(kind, position)
+            colour = colour_of(kind, position)
             shift = (position - (len(groups) - 1) / 2) * width
             for place, column in enumerate(columns):
                 errors = [record.value(column) for record in group if column in record.columns]
@@ -88,14 +88,15 @@ def cmc_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
                 shown = curve[:RANKS]
                 name = None if position else kind
                 ranks = range(1, len(shown) + 1)
-                axes.plot(ranks, shown, color=_colour(kind, place), linewidth=1.4, alpha=0.7, label=name)
+                axes.plot(ranks, shown, color=colour_of(kind, place), linewidth=1.4, alpha=0.7, label=name)
         axes.set_xlim(1, RANKS)
         axes.set_xticks([1, 5, 10, 15, RANKS])
         axes.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))
         return _svg(figure)
 
 
-def _colour(kind: str, place: int) -> str:
+def colour_of(kind: str, place: int) -> str:
+    """A kind of run's colour: its method's, or another by its place."""
     return COLOURS.get(kind) or FURTHER[place % len(FURTHER)]
 
 

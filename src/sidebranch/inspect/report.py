@@ -20,6 +20,7 @@ METHODS = {
     "dsl": "side branches learn from the labels",
     "dks": "side branches learn from the labels and from one another",
     "dhm": "side branches learn from the labels and, as sampled, from one another",
+    "kd": "an outside network teaches",
 }
 
 ERROR_CAPTION = (

@@ -49,6 +49,14 @@ class RunFolder:
     def best(self) -> Path:
         return self.root / "checkpoints" / "best.ckpt"
 
+    def kept(self, epoch: int) -> Path:
+        """The checkpoint after an epoch that is kept for good (`runtime.keep_every`)."""
+        return self.root / "checkpoints" / "epochs" / f"{epoch:04}.ckpt"
+
+    def all_kept(self) -> dict[int, Path]:
+        """Epoch to its checkpoint, of those that are kept."""
+        return {int(path.stem): path for path in sorted(self.kept(0).parent.glob("*.ckpt"))}
+
     @property
     def weights(self) -> Path:
         """The plain backbone."""
@@ -163,6 +171,11 @@ class RunFolder:
     def keep_best(self) -> None:
         """Copies last.ckpt to best.ckpt."""
         copy_file(self.last, self.best)
+
+    def keep_epoch(self, epoch: int) -> None:
+        """Copies last.ckpt to the checkpoint of an epoch that is kept for good."""
+        self.kept(epoch).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(self.last, self.kept(epoch))
 
     def fall_back(self) -> None:
         """Copies previous.ckpt to last.ckpt."""

@@ -21,13 +21,14 @@ class Finiteness:
     Args:
         names: of all the network's classifiers.
         device: of the loss.
+        outside: names of teachers outside the network, whose rows follow in the mimicry.
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str], device: torch.device, outside: Sequence[str] = ()) -> None:
+        self.names, self.teachers = tuple(names), (*names, *outside)
         self.step = torch.full((), -1, dtype=torch.int64, device=device)
         self.supervision = torch.zeros(len(names), device=device)
-        self.mimicry = torch.zeros(len(names), len(names), device=device)
+        self.mimicry = torch.zeros(len(self.teachers), len(names), device=device)
 
     @torch.no_grad()
     def watch(self, step: int, total: Tensor, live: Sequence[str], supervision: Tensor, mimicry: Tensor) -> None:
@@ -37,10 +38,11 @@ class Finiteness:
         if tuple(live) != self.names:
             at = [self.names.index(name) for name in live]
             labels, pairs = torch.zeros_like(self.supervision), torch.zeros_like(self.mimicry)
+            for row, p in enumerate([*at, *range(len(self.names), len(self.teachers))]):
+                for column, q in enumerate(at):  # one by one: a list of places would be copied to the device
+                    pairs[p, q] = mimicry[row, column]
             for row, p in enumerate(at):
                 labels[p] = supervision[row]
-                for column, q in enumerate(at):
-                    pairs[p, q] = mimicry[row, column]
             supervision, mimicry = labels, pairs
         self.supervision = torch.where(first, supervision, self.supervision)
         self.mimicry = torch.where(first, mimicry, self.mimicry)
@@ -58,7 +60,7 @@ class Finiteness:
         pairs = self.mimicry.isfinite().tolist()
         mimicry = [
             f"mimicry of {teacher} by {student}"
-            for p, teacher in enumerate(self.names)
+            for p, teacher in enumerate(self.teachers)
             for q, student in enumerate(self.names)
             if p != q and not pairs[p][q]
         ]

@@ -38,6 +38,7 @@ from sidebranch.runs.folder import RunFolder
 from sidebranch.runs.headline import MEAN_AP, TOP1
 from sidebranch.runs.resume import state_to_resume
 from sidebranch.runs.summary import checkpoint_bytes, parameters, summary
+from sidebranch.runs.teacher_file import with_teacher_hash
 from sidebranch.runs.tensorboard import EventWriter
 from sidebranch.train import setup
 from sidebranch.train.finiteness import first_not_finite
@@ -61,6 +62,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
         ProcessLost: one of several processes has ended; the last checkpoint is valid.
     """
     validate(config)
+    config = with_teacher_hash(config)
     with kernels(config.runtime.deterministic):  # before the first call of CUDA
         fabric = launch(config.runtime, may_skip_parameters=setup.may_skip_parameters(config))
         reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()
@@ -101,6 +103,7 @@ class _Run:
             shape=self.dataset.shape,
             train_images=self.dataset.epoch_images,
             num_classes=len(self.dataset.classes),
+            teacher=setup.teacher_on_device(config, self.dataset, fabric, self.choices),
         )
         self.train_step.draw(Moment(0, 0, 1))  # raises if the config names a branch that does not exist
         facts = {
@@ -281,16 +284,20 @@ class _Run:
         progress, inner = self.state.progress, self.networks.inner
         row = self._training_row(images_per_second)
         share_buffers(self.fabric, inner, *([] if self.networks.ema is None else [self.networks.evaluated]))
-        for name, values in self._evaluate().items():
+        errors, agreement = self._evaluate()
+        for name, values in errors.items():
             if not all(map(math.isfinite, values.values())):
                 self._stop_not_finite(progress.epoch, len(self.train_loader), [f"validation of {name}"])
             row |= {f"val/{metric}/{name}": value for metric, value in values.items()}
+        row |= {f"val/{name}": value for name, value in agreement.items()}
         is_best = progress.finish_epoch(row, self.headline)
         self.train_step.meter.sums.zero_()
         self.train_step.objective_mean.sums.zero_()
         rows = list(progress.rows)
-        keep_best = [self.folder.keep_best] if is_best else []
-        self._save(*keep_best, lambda: self.folder.write_metrics(rows))
+        kept = [self.folder.keep_best] if is_best else []
+        every, epoch = self.config.runtime.keep_every, progress.epoch
+        kept += [lambda: self.folder.keep_epoch(epoch)] if every and epoch % every == 0 else []
+        self._save(*kept, lambda: self.folder.write_metrics(rows))
         self.reporter.epoch(row)
         self._write_events({key: value for key, value in row.items() if "/" in key})
         self._warn_of_loss(row)
@@ -326,18 +333,19 @@ class _Run:
                 f"running statistics of batch norm are unstable; try a lower --optim.lr or a larger --data.batch_size"
             )
 
-    def _evaluate(self) -> dict[str, dict[str, float]]:
-        """Column to its metrics; the last epoch's rankings are written for the report."""
+    def _evaluate(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+        """Column to its metrics, and the agreement of pairs; the last epoch's rankings are written for the report."""
         people, is_last = self.dataset.reid, self.state.progress.epoch + 1 == self.config.optim.epochs
         reduce = partial(summed, self.fabric)
         common = (self.networks.evaluated, self.names, self.val_loader, self.fabric.device, reduce)
         with self.fabric.autocast():
             if people is None:
-                return evaluate(*common, num_classes=len(self.dataset.classes))
+                found = evaluate(*common, num_classes=len(self.dataset.classes))
+                return found.errors, found.agreement
             found = retrieve(*common, people=people, config=self.config.eval, near=NEAREST if is_last else 0)
         if is_last and self.fabric.is_global_zero:
             self.folder.write_rankings(as_table(found, people, self.config.data.root, self.config.eval))
-        return found.values
+        return found.values, {}
 
     def _save(self, *afterwards) -> None:
         """Saves the state, unless the loss or a weight is not finite."""

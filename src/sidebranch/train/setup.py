@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
-from sidebranch.config.schema import Config, Method, ObjectiveConfig, SamplingConfig
+from sidebranch.config.method import ObjectiveConfig, SamplingConfig
+from sidebranch.config.schema import Config
 from sidebranch.config.validate import ignored
 from sidebranch.core import objective as objectives
 from sidebranch.core.model import BranchedModel, Outputs
@@ -26,15 +27,33 @@ from sidebranch.distributed.processes import gather_rows
 from sidebranch.errors import UserError
 from sidebranch.network import build_network, new_layers, try_out, untrained, with_synced_batchnorm
 from sidebranch.train.recompute import checkpoint_activations
+from sidebranch.train.teacher import build_teacher
 
 
-def build_objective(method: Method, config: ObjectiveConfig) -> Objective:
-    if method == "baseline":
+def build_objective(config: Config, teacher: nn.Module | None = None) -> Objective:
+    """The method's objective, with the config's own weights of labels and pairs if it has any.
+
+    Args:
+        config: of the run.
+        teacher: of method kd: images as the student sees them to logits.
+    """
+    options = config.objective
+    weight, pairs = (options.mimicry, None) if isinstance(options.mimicry, (int, float)) else (1.0, options.mimicry)
+    if config.method == "baseline":
         return objectives.baseline()
-    if method == "dsl":
-        return objectives.dsl()
-    named = objectives.dks if method == "dks" else objectives.dhm
-    return named(config.direction, config.mimicry, config.temperature)
+    if config.method == "dsl":
+        made = objectives.dsl()
+    elif config.method == "kd":
+        assert teacher is not None
+        students, labels = config.teacher.students, config.teacher.deep_supervision
+        made = objectives.kd(teacher, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
+    else:
+        made = objectives.dhm(options.direction, weight, options.temperature)
+    if options.supervision:
+        made.supervision = options.supervision
+    if pairs is not None and config.method != "dsl":
+        made.mimicry = pairs
+    return made
 
 
 def build_triplet(config: ObjectiveConfig, world_size: int) -> Callable[[Outputs, Tensor], Tensor] | None:
@@ -61,7 +80,7 @@ def build_roots(config: SamplingConfig) -> MovingRoots:
 
 def may_skip_branches(config: Config) -> bool:
     """Whether a step may leave branches out."""
-    names = ("main",) if config.method == "baseline" else ("main", "a branch")
+    names = ("main", "a branch") if config.has_branches else ("main",)
     phases = config.branches.start_epoch, config.branches.stop_epoch
     return not build_sampler(config.sampling, names).computes_all or any(phases)
 
@@ -129,6 +148,16 @@ def build_networks(config: Config, dataset: Dataset, fabric: Fabric, choices: Ch
     return Networks(inner, ema, tuple(str(each.message) for each in caught))
 
 
+def teacher_on_device(config: Config, dataset: Dataset, fabric: Fabric, choices: Choices) -> nn.Module | None:
+    """The outside teacher in the run's layout; None without one."""
+    if config.method != "kd":
+        return None
+    teacher = build_teacher(config, dataset.described).to(fabric.device)
+    if choices.channels_last:
+        teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return teacher
+
+
 def may_fuse(config: Config, choices: Choices, device: torch.device) -> bool:
     """Whether one kernel may update all weights: on CUDA devices, unless a gradient scaler must unscale to clip."""
     scales_and_clips = choices.precision == "16-mixed" and config.optim.clip > 0
@@ -160,5 +189,9 @@ def notes_at_start(config: Config, dataset: Dataset) -> list[str]:
 
 def described(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What a user of the shipped weights must know: the images, and adaptations of the network."""
-    adapted = {"small_input": config.model.small_input, "last_stride": config.model.last_stride}
+    adapted = {
+        "small_input": config.model.small_input,
+        "last_stride": config.model.last_stride,
+        "classifier": config.branches.only,
+    }
     return dataset.described | {name: value for name, value in adapted.items() if value}

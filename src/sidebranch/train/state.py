@@ -148,6 +148,9 @@ class State:
             self.folder.write_metrics(progress.rows)
             if progress.step == 0 and progress.best["epoch"] == progress.epoch:
                 self.folder.keep_best()
+            every = self.config.runtime.keep_every
+            if progress.step == 0 and every and progress.epoch % every == 0:
+                self.folder.keep_epoch(progress.epoch)
 
     def ship(self) -> None:
         """Writes the plain backbone as it is after the last epoch."""

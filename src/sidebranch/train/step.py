@@ -10,11 +10,12 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sidebranch.config.schema import Config
 from sidebranch.core.model import BranchedModel, Outputs
+from sidebranch.core.objective import TEACHER
 from sidebranch.core.sampling import Draw
 from sidebranch.distributed.unused_gradients import UnusedGradients
 from sidebranch.metrics.meter import Mean, Meter
@@ -58,6 +59,7 @@ class TrainStep:
         shape: of an image: channels, height, width.
         train_images: per epoch, over all processes.
         num_classes: K.
+        teacher: of method kd, on the device.
 
     Attributes:
         meter: loss and hits of every classifier.
@@ -78,18 +80,20 @@ class TrainStep:
         shape: tuple[int, ...],
         train_images: int,
         num_classes: int,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.config, self.fabric, self.ema = config, fabric, ema
         self.inner, self.network, self.optimizer = inner, network, optimizer
         self.shape, self.train_images, self.num_classes = shape, train_images, num_classes
-        self.objective = setup.build_objective(config.method, config.objective)
+        self.objective = setup.build_objective(config, teacher)
         self.sampler = setup.build_sampler(config.sampling, inner.names)
         self.roots = setup.build_roots(config.sampling)
         self.triplet = setup.build_triplet(config.objective, fabric.world_size)
         self.mixing = mixing(config.data, num_classes)
         self.meter = Meter(inner.names, fabric.device, num_classes)
         self.objective_mean = Mean(fabric.device)
-        self.finiteness = Finiteness(inner.names, fabric.device)
+        self._outside = () if teacher is None else (TEACHER,)
+        self.finiteness = Finiteness(inner.names, fabric.device, self._outside)
         self.unused_gradients = UnusedGradients()
         if setup.may_skip_branches(config):
             self.unused_gradients.attach(network._forward_module)
@@ -161,7 +165,8 @@ class TrainStep:
         rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))
         outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
-        loss = self.objective(outputs, targets, mimics=draw.mimics, mimicry_scale=scale)
+        with self.fabric.autocast():  # for the outside teacher; the loss itself is in float32
+            loss = self.objective(outputs, targets, mimics=draw.mimics, images=images, mimicry_scale=scale)
         weighted = loss.total if weight == 1 else loss.total * weight
         objective = loss.total.detach()
         if self.triplet is not None:
@@ -213,7 +218,7 @@ class TrainStep:
         def undo() -> None:
             for each, old in zip(kept, before, strict=True):
                 each.copy_(old)
-            self.finiteness = Finiteness(self.inner.names, self.fabric.device)
+            self.finiteness = Finiteness(self.inner.names, self.fabric.device, self._outside)
 
         return undo
 

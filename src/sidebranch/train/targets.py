@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from sidebranch.config.schema import DataConfig
+from sidebranch.config.data import DataConfig
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

@@ -14,8 +14,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from sidebranch.branches import Tail
-from sidebranch.core.model import SideBranch
-from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
+from sidebranch.zoo.network import Network, Plan, config_of, fresh_tail, stage_after
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -92,7 +91,7 @@ def tail_after(backbone: CifarResNet, at: str, width: float, blocks: Sequence[in
     return fresh_tail(stages, channels, backbone.num_classes)
 
 
-def side_branches(backbone: CifarResNet) -> list[SideBranch]:
+def layout(backbone: CifarResNet) -> list[Plan]:
     """b1 after stage 2, twice as wide; b2 after stage 1, thinned in depth.
 
     Published for depths 32, 110 and 1202. The others follow ResNet-32: the first stage of b2 at full depth, the last at
@@ -100,10 +99,7 @@ def side_branches(backbone: CifarResNet) -> list[SideBranch]:
     """
     n = backbone.blocks
     far = (n // 2 if n >= 18 else n, (n + 1) // 2)
-    return [
-        SideBranch("b1", "layer2", tail_after(backbone, "layer2", 2, (n,))),
-        SideBranch("b2", "layer1", tail_after(backbone, "layer1", 1, far)),
-    ]
+    return [Plan("layer2", 2, (n,)), Plan("layer1", 1, far)]
 
 
 def _create(depth: int, pretrained: bool, **options: Any) -> CifarResNet:

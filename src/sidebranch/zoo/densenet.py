@@ -16,8 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from sidebranch.branches import Tail
-from sidebranch.core.model import SideBranch
-from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
+from sidebranch.zoo.network import Network, Plan, config_of, fresh_tail, stage_after
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -143,13 +142,9 @@ def tail_after(backbone: CifarDenseNet, at: str, width: float, blocks: Sequence[
     return fresh_tail(stages, chain.channels, backbone.num_classes, norm=True)
 
 
-def side_branches(backbone: CifarDenseNet) -> list[SideBranch]:
+def layout(backbone: CifarDenseNet) -> list[Plan]:
     """b1 after transition 2, its layers three times as wide; b2 after transition 1, thinned in depth."""
-    layout = backbone.layout
-    return [
-        SideBranch("b1", "transition2", tail_after(backbone, "transition2", 3, (layout.b1,))),
-        SideBranch("b2", "transition1", tail_after(backbone, "transition1", 1, layout.b2)),
-    ]
+    return [Plan("transition2", 3, (backbone.layout.b1,)), Plan("transition1", 1, backbone.layout.b2)]
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> CifarDenseNet:

@@ -9,8 +9,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from sidebranch.branches import Tail
-from sidebranch.core.model import SideBranch
-from sidebranch.zoo.network import stage_after
+from sidebranch.zoo.network import Plan, stage_after
 
 Block = BasicBlock | Bottleneck
 
@@ -26,7 +25,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 PLANES = (64, 128, 256, 512)
 
 
-def side_branches(backbone: ResNet) -> list[SideBranch] | None:
+def layout(backbone: ResNet) -> list[Plan] | None:
     """b1 after stage 3, twice as wide; b2 after stage 2 and b3 after stage 1, thinned in depth.
 
     None for a ResNet that is not one of the papers'.
@@ -35,11 +34,7 @@ def side_branches(backbone: ResNet) -> list[SideBranch] | None:
     layouts = LAYOUTS.get((block, _blocks(backbone)))
     if layouts is None or not _is_plain(backbone, block):
         return None
-    branches = []
-    for place, blocks in enumerate(layouts, 1):
-        at = f"layer{4 - place}"
-        branches.append(SideBranch(f"b{place}", at, tail_after(backbone, at, 2 if place == 1 else 1, blocks)))
-    return branches
+    return [Plan(f"layer{4 - place}", 2 if place == 1 else 1, blocks) for place, blocks in enumerate(layouts, 1)]
 
 
 def blocks_after(backbone: ResNet, at: str) -> tuple[int, ...]:
@@ -50,7 +45,7 @@ def blocks_after(backbone: ResNet, at: str) -> tuple[int, ...]:
 def tail_after(backbone: ResNet, at: str, width: float, blocks: Sequence[int]) -> Tail:
     """Stages of main's kind after a fork, `width` times as wide, with these numbers of blocks.
 
-    Initialised as timm initialises its ResNets.
+    Initialised as timm initialises its ResNets, with or without `zero_init_last` as the backbone.
     """
     start, block = stage_after(at, STAGES), _block(backbone)
     stages, channels = {}, PLANES[start - 1] * block.expansion
@@ -58,7 +53,7 @@ def tail_after(backbone: ResNet, at: str, width: float, blocks: Sequence[int]) -
         stages[name] = _stage(block, count, channels, int(planes * width))
         channels = int(planes * width) * block.expansion
     body = Tail(stages, channels, backbone.num_classes)
-    _initialise(body)
+    _initialise(body, zero_init_last=not _starts_at_one(backbone))
     return body
 
 
@@ -85,10 +80,17 @@ def _stage(block: type[Block], count: int, in_channels: int, planes: int) -> nn.
     return nn.Sequential(first, *(block(channels, planes) for _ in range(count - 1)))
 
 
-def _initialise(body: nn.Module) -> None:
+def _starts_at_one(backbone: ResNet) -> bool:
+    """Whether the last norms of its blocks are 1, as in the papers' code; timm sets them to 0."""
+    block = backbone.get_submodule("layer4.0")
+    last = cast(nn.BatchNorm2d, block.get_submodule("bn3" if isinstance(block, Bottleneck) else "bn2"))
+    return not last.weight.is_meta and bool((last.weight == 1).all())
+
+
+def _initialise(body: nn.Module, zero_init_last: bool) -> None:
     for each in body.modules():
         if isinstance(each, nn.Conv2d):
             nn.init.kaiming_normal_(each.weight, mode="fan_out", nonlinearity="relu")
     for each in body.modules():
-        if isinstance(each, (BasicBlock, Bottleneck)):
+        if zero_init_last and isinstance(each, (BasicBlock, Bottleneck)):
             each.zero_init_last()

@@ -15,8 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from sidebranch.branches import Tail
-from sidebranch.core.model import SideBranch
-from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
+from sidebranch.zoo.network import Network, Plan, config_of, fresh_tail, stage_after
 
 STAGES = ("layer1", "layer2", "layer3", "layer4", "layer5")
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -85,12 +84,9 @@ def tail_after(backbone: MobileNet, at: str, width: float, blocks: Sequence[int]
     return fresh_tail(stages, channels, backbone.num_classes)
 
 
-def side_branches(backbone: MobileNet) -> list[SideBranch]:
+def layout(backbone: MobileNet) -> list[Plan]:
     """b1 after the 512-channel layers, twice as wide; b2 after the 256-channel layers, thinned in depth."""
-    return [
-        SideBranch("b1", "layer4", tail_after(backbone, "layer4", 2, (2,))),
-        SideBranch("b2", "layer3", tail_after(backbone, "layer3", 1, (4, 2))),
-    ]
+    return [Plan("layer4", 2, (2,)), Plan("layer3", 1, (4, 2))]
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> MobileNet:

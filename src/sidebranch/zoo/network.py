@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from sidebranch.branches import Tail, conv_weights_by_fan_out
 from sidebranch.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A branch that is not built yet.
+
+    Attributes:
+        at: the module that it forks at.
+        width: of its stages, as a multiple of main's.
+        blocks: in each of them.
+    """
+
+    at: str
+    width: float
+    blocks: tuple[int, ...]
 
 
 class Network(Tail):

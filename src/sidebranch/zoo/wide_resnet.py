@@ -14,8 +14,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from sidebranch.branches import Tail
-from sidebranch.core.model import SideBranch
-from sidebranch.zoo.network import Network, config_of, fresh_tail, stage_after
+from sidebranch.zoo.network import Network, Plan, config_of, fresh_tail, stage_after
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -97,13 +96,10 @@ def tail_after(backbone: WideResNet, at: str, width: float, blocks: Sequence[int
     return fresh_tail(stages, channels, backbone.num_classes, norm=True)
 
 
-def side_branches(backbone: WideResNet) -> list[SideBranch]:
+def layout(backbone: WideResNet) -> list[Plan]:
     """b1 after stage 2, twice as wide; b2 after stage 1, its last stage half as deep."""
     n = backbone.blocks
-    return [
-        SideBranch("b1", "layer2", tail_after(backbone, "layer2", 2, (n,))),
-        SideBranch("b2", "layer1", tail_after(backbone, "layer1", 1, (n, n // 2))),
-    ]
+    return [Plan("layer2", 2, (n,)), Plan("layer1", 1, (n, n // 2))]
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> WideResNet:

@@ -40,6 +40,8 @@ class FolderTransform:
     Args:
         size: side of the square that the network sees.
         resize: shorter side before cropping, at least `size`.
+        squash: whether images are resized to a square of side `resize` before cropping, in any aspect ratio.
+        interpolation: of resizing.
         scale: whether training crops vary in scale and aspect ratio (random resized crop) or in place only.
         flip: whether half of the training images are mirrored.
         policy: torchvision's RandAugment (2 operations) or TrivialAugment, after cropping and flipping, or none.
@@ -49,6 +51,8 @@ class FolderTransform:
 
     size: int = 224
     resize: int = 256
+    squash: bool = False
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     scale: bool = True
     flip: bool = True
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
@@ -67,18 +71,22 @@ class FolderTransform:
 
     def build(self, training: bool) -> v2.Compose:
         """PIL image to uint8 [3, size, size], by torchvision's transforms."""
+        how = v2.InterpolationMode(self.interpolation)
+        resize = v2.Resize([self.resize, self.resize] if self.squash else self.resize, how)
         if training:
-            fixed_scale = [v2.Resize(self.resize), v2.RandomCrop(self.size)]
-            steps = [v2.RandomResizedCrop(self.size)] if self.scale else fixed_scale
+            fixed_scale = [resize, v2.RandomCrop(self.size)]
+            steps = [v2.RandomResizedCrop(self.size, interpolation=how)] if self.scale else fixed_scale
             steps += [v2.RandomHorizontalFlip()] if self.flip else []
         else:
-            steps = [v2.Resize(self.resize), v2.CenterCrop(self.size)]
+            steps = [resize, v2.CenterCrop(self.size)]
         return v2.Compose([*steps, v2.PILToTensor()])
 
     def crop(self, width: int, height: int, training: bool) -> Crop:
         """The box that `build` would cut out of an image of this size, with the same draws of torch's generator."""
         shorter = min(width, height)
         resized_height, resized_width = self.resize * height // shorter, self.resize * width // shorter
+        if self.squash:
+            resized_height = resized_width = self.resize
         if training and self.scale:
             left, top, cut_width, cut_height = _drawn(v2.RandomResizedCrop(self.size), height, width)
             box = float(left), float(top), float(left + cut_width), float(top + cut_height)
@@ -152,7 +160,7 @@ def crop_of(transform: FolderTransform, file: Image.Image, training: bool, seed:
         return transform.crop(*file.size, training)
 
 
-def cut(file: Image.Image, crop: Crop, size: int) -> Tensor:
+def cut(file: Image.Image, crop: Crop, size: int, interpolation: str = "bilinear") -> Tensor:
     """The crop as uint8 [3, size, size]; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is large enough."""
     width, height = file.size
     box = crop.left, crop.top, crop.right, crop.bottom
@@ -160,7 +168,7 @@ def cut(file: Image.Image, crop: Crop, size: int) -> Tensor:
     file.draft(None, wanted)  # pyright: ignore[reportArgumentType] (no mode: the file's own)
     across, down = file.size[0] / width, file.size[1] / height
     box = box[0] * across, box[1] * down, min(box[2] * across, file.size[0]), min(box[3] * down, file.size[1])
-    square = rgb(file).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    square = rgb(file).resize((size, size), Image.Resampling[interpolation.upper()], box=box)
     if crop.mirrored:
         square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)

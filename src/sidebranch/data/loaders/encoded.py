@@ -44,7 +44,7 @@ class _Images(Dataset[tuple[Tensor, int] | str]):
             with Image.open(io.BytesIO(self.split.read(place))) as file:
                 if self.square is not None:
                     crop = crop_of(self.square, file, self.training, self.seed, epoch, index)
-                    image = cut(file, crop, self.square.size)
+                    image = cut(file, crop, self.square.size, self.square.interpolation)
                 else:
                     decoded = rgb(file)
                     with drawing("augment", self.seed, epoch, index):

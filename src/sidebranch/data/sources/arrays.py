@@ -42,7 +42,11 @@ class ArraySplit:
 
     def first(self, count: int) -> ArraySplit:
         """The first images."""
-        return replace(self, images=self.images[:count], labels=self.labels[:count])
+        return self.take(torch.arange(count))
+
+    def take(self, chosen: Int[Tensor, " m"]) -> ArraySplit:
+        """The images with these numbers."""
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def relabelled(self, labels: Int[Tensor, " n"]) -> ArraySplit:
         """The same images under other labels."""

@@ -80,8 +80,11 @@ class ImageSplit:
 
     def first(self, count: int) -> ImageSplit:
         """The first images of a fixed random order, since sources are sorted by class."""
-        kept = torch.randperm(len(self), generator=generator("folder limit"))[:count].sort().values
-        return replace(self, labels=self.labels[kept], chosen=self.chosen[kept])
+        return self.take(torch.randperm(len(self), generator=generator("folder limit"))[:count].sort().values)
+
+    def take(self, chosen: Tensor) -> ImageSplit:
+        """The images with these numbers, [m], ascending."""
+        return replace(self, labels=self.labels[chosen], chosen=self.chosen[chosen])
 
     def relabelled(self, labels: Tensor) -> ImageSplit:
         """The same images under other labels, [n]."""

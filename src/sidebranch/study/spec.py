@@ -1,0 +1,115 @@
+"""Studies: tables of runs. In: a YAML file of recipes and variants. Out: its rows, each with a command. No torch.
+
+A study is groups of recipes and variants; every variant is run with every recipe of its group. A variant is the fields
+that it changes: `{method: dhm, branches.use: [b1]}`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidebranch.config import recipe
+from sidebranch.config.schema import Config
+from sidebranch.errors import UserError, nearest
+
+KEYS = ("about", "note", "groups", "published")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe with one variant.
+
+    Attributes:
+        recipe: its name.
+        variant: its name in the study.
+        settings: dotted field to value.
+        published: metric to the papers' result, in percent; empty if there is none.
+    """
+
+    recipe: str
+    variant: str
+    settings: dict[str, Any]
+    published: dict[str, float]
+
+    @property
+    def flags(self) -> list[str]:
+        """The settings as flags of `sidebranch train`."""
+        return [word for key, value in self.settings.items() for word in (f"--{key}", _as_word(value))]
+
+    @property
+    def command(self) -> str:
+        """The command line that trains this row."""
+        return shlex.join(["sidebranch", "train", self.recipe, *self.flags])
+
+    def config(self) -> Config:
+        """The row's config.
+
+        Raises:
+            UserError: the recipe or a setting is wrong.
+        """
+        return recipe.parse([*recipe.flags(recipe.find(self.recipe)), *self.flags], self.recipe)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table of runs.
+
+    Attributes:
+        name: of the study.
+        about: one line about it.
+        note: a sentence below the table, or empty.
+        rows: of the table.
+    """
+
+    name: str
+    about: str
+    note: str
+    rows: tuple[Row, ...] = field(default=())
+
+
+def shipped() -> dict[str, Path]:
+    """The studies of the package: name ("dhm-table1") to file."""
+    root = Path(str(files("sidebranch") / "studies"))
+    return {path.stem: path for path in sorted(root.glob("*.yaml"))}
+
+
+def read_study(name: str) -> Study:
+    """A shipped study by its name, or a YAML file.
+
+    Raises:
+        UserError: there is no such study, or it has a wrong key.
+    """
+    path = shipped().get(name) or Path(name)
+    if not path.is_file():
+        raise UserError(f"no study '{name}', neither shipped nor a file; {nearest(name, shipped())}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("groups"), list):
+        raise UserError(f"{path} is no study: it needs `groups`, a list of recipes and variants")
+    for key in content:
+        if key not in KEYS:
+            raise UserError(f"{path}: unknown key '{key}'; {nearest(key, KEYS)}")
+    published, names = content.get("published", {}), {name for group in content["groups"] for name in group["recipes"]}
+    of_recipes = {name: recipe.load(recipe.find(name)).published.results for name in names}
+    rows = [
+        Row(name, variant, settings, published.get(variant) or _of_method(of_recipes[name], settings))
+        for group in content["groups"]
+        for name in group["recipes"]
+        for variant, settings in group["variants"].items()
+    ]
+    return Study(path.stem, content.get("about", ""), content.get("note", ""), tuple(rows))
+
+
+def _of_method(results: dict[str, dict[str, float]], settings: dict[str, Any]) -> dict[str, float]:
+    """The papers' result of a recipe, if a variant sets nothing but the method."""
+    return results.get(settings["method"], {}) if set(settings) == {"method"} else {}
+
+
+def _as_word(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
