@@ -41,7 +41,7 @@ def seed_curves(records: Sequence[Record], solid: Literal["train", "val"] = "tra
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"top-1 {'accuracy' if accuracy else 'error'} of main, %")
         last = max(row["epoch"] for record in records for row in record.rows)
-        inset = axes.inset_axes((0.56, 0.08 if accuracy else 0.52, 0.42, 0.4)) if last >= 8 else None
+        inset = axes.inset_axes((0.56, 0.08 if accuracy else 0.6, 0.42, 0.36)) if last >= 8 else None
         inside: list[float] = []
         for place, (kind, group) in enumerate(by_kind(records).items()):
             for part, what in (("train", "training"), ("val", "validation")):

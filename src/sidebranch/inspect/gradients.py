@@ -79,7 +79,8 @@ class Expansion:
         error: standard error of `measured`.
         gradients: the paper's term, the sum over classes of <grad phi2, grad phi1> / phi1.
         full: with the two terms of second derivatives that the paper leaves out,
-            (log phi1 lap phi2 + phi2 lap log phi1) / 2; not a number where there are too many features for them.
+            (log phi1 lap phi2 + phi2 lap log phi1) / 2; not a number where there are too many features for them. Kinks,
+            such as ReLU's, have no second derivative and count in `measured` only.
     """
 
     sigma: float
