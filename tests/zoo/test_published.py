@@ -11,7 +11,7 @@ from torch import nn
 import sidebranch as sb
 from sidebranch.zoo import published
 
-# K = 100 on CIFAR, 1000 on ImageNet: main, and with b1 and b2 (counted in the papers' public code; None where there is none).
+# K = 100 on CIFAR, 1000 on ImageNet: main, and with b1 and b2, counted in the public code; None where it has none.
 PUBLISHED = {
     "cifar_resnet32": (470_004, 2_147_644),
     "cifar_resnet110": (1_733_812, 7_770_108),
