@@ -26,7 +26,7 @@ def test_a_shipped_recipe_is_sound(name):
     assert all({*row} <= {"text", "code", "why"} for row in config.differs.values())
     is_of_a_paper = bool(config.published.results)
     assert not is_of_a_paper or config.runtime.precision == "32-true"
-    assert len(SHIPPED[name].read_text().splitlines()) <= 40
+    assert len(SHIPPED[name].read_text().splitlines()) <= 45
 
 
 @pytest.mark.parametrize(
