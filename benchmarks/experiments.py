@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sidebranch.study.spec import Row, read_study, shipped
+from sidebranch.study.spec import Row, of_papers, read_study
 
 PAGE = Path(__file__).parent.parent / "docs" / "experiments.md"
 HEAD = """# The papers' experiments
@@ -36,7 +36,7 @@ def result(row: Row, digits: int) -> str:
 
 def page() -> str:
     parts = [HEAD]
-    for name in shipped():
+    for name in of_papers():
         study = read_study(name)
         parts.append(f"## {study.about}\n")
         parts.append("| recipe | variant | published | command |\n|---|---|---|---|")

@@ -40,7 +40,7 @@ ROOMS = [
     ),
     ("deploy", "a run to the file that ships", "errors config network runs zoo"),
     ("inspect", "run folders to tables, curves, a page; a network to its cost", "errors config core branches runs"),
-    ("study", "a config to many runs", "errors config runs train"),
+    ("study", "a table of recipes and variants to many runs, and their results", "errors config runs train inspect"),
     (
         "cli",
         "words to one of the rooms above",

@@ -6,10 +6,10 @@ import torch
 import sidebranch as sb
 from sidebranch.config.validate import ignored, validate
 from sidebranch.network import build_network, untrained
-from sidebranch.study.spec import read_study, shipped
+from sidebranch.study.spec import of_papers, read_study
 from sidebranch.train.setup import build_objective, build_sampler
 
-ROWS = {f"{name}: {row.recipe}, {row.variant}": row for name in shipped() for row in read_study(name).rows}
+ROWS = {f"{name}: {row.recipe}, {row.variant}": row for name in of_papers() for row in read_study(name).rows}
 LARGE = 15_000_000  # parameters; larger networks take their step on the meta device, where nothing is computed
 
 

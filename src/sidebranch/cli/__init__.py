@@ -21,6 +21,7 @@ COMMANDS = {
     "recipes": ("recipes", "List the shipped recipes."),
     "report": ("report", "Write one HTML page that compares runs."),
     "branches": ("branches", "Show a backbone's forks and what branches would cost."),
+    "study": ("study", "Train a table of methods and seeds to its end; paired differences, a page."),
     "inspect": ("inspect", "Draw the papers' figures of runs: curves, kernels, gradients."),
     "prepare": ("prepare", "Check, sort, pack or generate a data set."),
 }

@@ -52,6 +52,17 @@ noise          DHM's Eq. 11: what noise on the shared features does to the mimic
 
   sidebranch inspect runs/a-dsl-seed0 runs/a-dhm-seed0 --what kernels --output kernels.png"""
 
+STUDY_HELP = """Train a table of runs to its end: recipes and variants by seeds, with a page.
+
+SPEC is a shipped study (one for each table of the papers: docs/experiments.md; digits-methods
+ends in minutes), a YAML file, or a study's folder, to go on with it. Every flag of
+`sidebranch train` holds for all rows. Ctrl-C saves all cells and stops; the same command goes on.
+
+  sidebranch study digits-methods --parallel 2
+  sidebranch study mine --data.root photos --model.name resnet18
+  sidebranch study dhm-table1 --only resnet32 --seeds 2 --data.root data
+  sidebranch study studies/mine --status"""
+
 BRANCHES_HELP = """Show where side branches fork from a backbone, and what they would cost.
 
 BACKBONE is a timm name. Nothing is trained or downloaded; weights take no memory.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 from sidebranch.config.schema import Config
@@ -59,6 +61,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = (leaves(defaults) | leaves(up_to_date(each)[0]) for each in (old, new))
     keys = [key for key in {**before, **after} if key not in NOT_TRAINED]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def fingerprint(nested: dict[str, Any]) -> str:
+    """A hash of what a config trains, its defaults written out: equal if `differences` finds none."""
+    values = leaves(as_dict(Config())) | leaves(up_to_date(nested)[0])
+    trained = {key: value for key, value in values.items() if key not in NOT_TRAINED}
+    return hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
 
 
 def up_to_date(nested: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

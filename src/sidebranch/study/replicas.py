@@ -53,7 +53,7 @@ def run_replicas(commands: Mapping[str, Sequence[str]], threads: int) -> dict[st
                 text=True,
                 errors="replace",
                 start_new_session=True,  # so that a terminal's Ctrl-C reaches the commands only once, by `forward`
-                preexec_fn=_die_with_parent(),
+                preexec_fn=die_with_parent(),
             )
             for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
                 readers.append(Thread(target=_copy_lines, args=(source, target, name)))
@@ -67,7 +67,7 @@ def run_replicas(commands: Mapping[str, Sequence[str]], threads: int) -> dict[st
     return {name: status if status >= 0 else 128 - status for name, status in ended.items()}
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent() -> Callable[[], None] | None:
     """A function for the new process that asks the kernel for SIGTERM when its parent dies; None where it cannot."""
     if sys.platform != "linux":
         return None

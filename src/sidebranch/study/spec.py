@@ -7,6 +7,7 @@ that it changes: `{method: dhm, branches.use: [b1]}`.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ from sidebranch.config import recipe
 from sidebranch.config.schema import Config
 from sidebranch.errors import UserError, nearest
 
-KEYS = ("about", "note", "groups", "published")
+KEYS = ("about", "note", "seeds", "groups", "published")
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Row:
         """The command line that trains this row."""
         return shlex.join(["sidebranch", "train", self.recipe, *self.flags])
 
-    def config(self) -> Config:
-        """The row's config.
+    def config(self, flags: Sequence[str] = ()) -> Config:
+        """The row's config, with further flags of `sidebranch train`.
 
         Raises:
-            UserError: the recipe or a setting is wrong.
+            UserError: the recipe, a setting or a flag is wrong.
         """
-        return recipe.parse([*recipe.flags(recipe.find(self.recipe)), *self.flags], self.recipe)
+        return recipe.parse([*recipe.flags(recipe.find(self.recipe)), *self.flags, *flags], self.recipe)
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class Study:
         name: of the study.
         about: one line about it.
         note: a sentence below the table, or empty.
+        seeds: of every row, 0, 1, ...
         rows: of the table.
     """
 
     name: str
     about: str
     note: str
+    seeds: int
     rows: tuple[Row, ...] = field(default=())
 
 
@@ -77,6 +80,11 @@ def shipped() -> dict[str, Path]:
     """The studies of the package: name ("dhm-table1") to file."""
     root = Path(str(files("sidebranch") / "studies"))
     return {path.stem: path for path in sorted(root.glob("*.yaml"))}
+
+
+def of_papers() -> list[str]:
+    """The names of the shipped studies that are the papers' own."""
+    return [name for name in shipped() if name.startswith(("dhm-", "dks-")) and not name.endswith("-short")]
 
 
 def read_study(name: str) -> Study:
@@ -102,7 +110,7 @@ def read_study(name: str) -> Study:
         for name in group["recipes"]
         for variant, settings in group["variants"].items()
     ]
-    return Study(path.stem, content.get("about", ""), content.get("note", ""), tuple(rows))
+    return Study(path.stem, content.get("about", ""), content.get("note", ""), content.get("seeds", 5), tuple(rows))
 
 
 def _of_method(results: dict[str, dict[str, float]], settings: dict[str, Any]) -> dict[str, float]:

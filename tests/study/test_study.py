@@ -1,0 +1,171 @@
+"""A study is trained to its end, goes on after anything, and says what came out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import sidebranch as sb
+from sidebranch.cli import main
+from sidebranch.cli.study import _split
+from sidebranch.config import recipe
+from sidebranch.config.compare import as_dict, differences, fingerprint
+from sidebranch.config.schema import Config
+from sidebranch.study.cells import plan
+from sidebranch.study.results import lines, records
+from sidebranch.study.spec import read_study
+
+SPEC = """
+about: a test
+seeds: 2
+groups:
+- recipes: [digits/demo]
+  variants:
+    baseline: {method: baseline}
+    wide: {method: dsl, branches.use: [b1]}
+"""
+QUICK = ["--optim.epochs", "2", "--data.limit", "150", "--data.val_limit", "60", "--runtime.precision", "32-true"]
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(SPEC)
+    return "mine.yaml"
+
+
+def cells_of(spec, root="studies/mine", flags=QUICK, seeds=2, only=()):
+    return plan(read_study(spec), Path(root), range(seeds), only, flags)
+
+
+def test_a_study_ends_with_a_table_and_runs_only_what_is_new(spec, capsys):
+    assert main(["study", spec, "--parallel", "2", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 done" in out
+    table = Path("studies/mine/table.md").read_text()
+    assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == ["baseline", "wide"]
+    rows = [json.loads(line) for line in Path("studies/mine/results.jsonl").read_text().splitlines()]
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        ("baseline", 0),
+        ("baseline", 1),
+        ("wide", 0),
+        ("wide", 1),
+    ]
+    assert all(len(row["weights"]) == len(row["config"]) == 64 and row["images"]["val"] == 60 for row in rows)
+    assert "<svg" in Path("studies/mine/report.html").read_text()
+    found = records(cells_of(spec))
+    (_, wide) = lines(cells_of(spec), found)
+    values = {name: record.value("main") for name, record in found.items()}
+    pairs = [values[f"digits-demo-wide-seed{seed}"] - values[f"digits-demo-baseline-seed{seed}"] for seed in (0, 1)]
+    assert wide.change.points == pytest.approx(sum(pairs) / 2)
+    assert wide.change.half_width == pytest.approx(12.706 * abs(pairs[0] - pairs[1]) / 2, rel=1e-3)
+    before = {cell.name: cell.folder.metrics.stat().st_mtime_ns for cell in cells_of(spec)}
+    assert main(["study", "studies/mine", "--seeds", "3", "--only", "wide"]) == 0
+    assert {cell.name: cell.folder.metrics.stat().st_mtime_ns for cell in cells_of(spec)} == before
+    assert [cell.state().kind for cell in cells_of(spec, seeds=3)] == ["done", "done", "waiting", *["done"] * 3]
+    Path("studies/mine").rename("elsewhere")
+    assert main(["study", "elsewhere", "--status"]) == 0
+
+
+def test_cells_are_found_by_what_they_train(spec, tmp_path):
+    one, other = cells_of(spec), cells_of(spec, flags=[*QUICK, "--optim.lr", "0.01"])
+    one[0].folder.root.mkdir(parents=True)
+
+    one[0].folder.write_config(
+        recipe.dump(replace(one[0].config, about="else", runtime=replace(one[0].config.runtime, log_every=3)))
+    )
+    assert cells_of(spec)[0].folder == one[0].folder
+    changed = cells_of(spec, flags=[*QUICK, "--optim.lr", "0.01"])
+    assert changed[0].folder != one[0].folder  # another default or flag is another cell
+    assert changed[1].folder == other[1].folder
+    assert [cell.row.variant for cell in cells_of(spec, only=["wide"])] == ["wide", "wide"]
+    with pytest.raises(sb.UserError, match="no row of the study mine has narrow"):
+        cells_of(spec, only=["narrow"])
+
+
+def test_equal_fingerprints_are_no_differences():
+    one = Config()
+    for other in (replace(one, about="x"), replace(one, seed=1), replace(one, optim=replace(one.optim, lr=0.3))):
+        is_same = fingerprint(as_dict(one)) == fingerprint(as_dict(other))
+        assert is_same == (not differences(as_dict(one), as_dict(other)))
+    older = as_dict(one)
+    del older["optim"]["clip"]
+    assert fingerprint(older) == fingerprint(as_dict(one))
+
+
+def test_a_failed_cell_stays_and_is_retried(spec, capsys):
+    Path("mine.yaml").write_text(SPEC.replace("[b1]", "[b9]"))
+    assert main(["study", spec, *QUICK]) == 1
+    captured = capsys.readouterr()
+    assert "digits-demo-wide-seed0 failed: sidebranch: no branch 'b9' was published" in captured.err
+    assert "2 of 4 done" in captured.out
+    assert "2 failed" in captured.out
+    assert cells_of(spec)[2].state().kind == "failed"
+    assert main(["study", spec, *QUICK]) == 1
+    Path("mine.yaml").write_text(SPEC)
+    assert main(["study", spec, "--retry", *QUICK]) == 0
+
+
+def test_finished_runs_are_adopted(spec, capsys):
+    recipe_flags = ["digits/demo", "--method", "baseline", *QUICK]
+    assert main(["train", *recipe_flags, "--output", "runs/a"]) == 0
+    assert main(["study", spec, "--adopt", "runs", "--seeds", "1", "--only", "baseline", *QUICK]) == 0
+    assert "adopted digits-demo-baseline-seed0" in capsys.readouterr().out
+    (cell,) = cells_of(spec, seeds=1, only=["baseline"])
+    assert cell.state().kind == "done"
+    assert not cell.folder.last.exists()
+    assert main(["study", spec, "--adopt", "runs", "--seeds", "1", *QUICK]) == 2
+    assert "no run in 'runs' trains what a cell" in capsys.readouterr().err
+
+
+def test_a_damaged_cell_is_told_from_a_missing_one(spec, capsys):
+    cells = cells_of(spec, seeds=1)
+    cells[0].folder.root.mkdir(parents=True)
+    cells[0].folder.metrics.write_text("epoch,val/top1/main\n1,text\n")
+    assert [cell.state().kind for cell in cells_of(spec, seeds=1)] == ["damaged", "waiting"]
+
+
+def test_ctrl_c_saves_and_another_process_is_refused(spec):
+    slow = ["--optim.epochs", "40", "--parallel", "2"]
+    command = [sys.executable, "-m", "sidebranch", "study", spec, *QUICK[2:], *slow]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as study:
+        for _ in range(600):
+            if any(cell.folder.metrics.is_file() for cell in cells_of(spec, flags=[*QUICK[2:], *slow[:2]])):
+                break
+            time.sleep(0.1)
+        second = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert second.returncode == 2
+        assert f"process {study.pid} on " in second.stderr
+        study.send_signal(signal.SIGINT)
+        study.communicate()
+    assert study.returncode == 128 + signal.SIGINT
+    begun = [cell for cell in cells_of(spec, flags=[*QUICK[2:], *slow[:2]]) if cell.state().kind == "started"]
+    assert begun
+    assert all(cell.folder.last.exists() for cell in begun)
+
+
+def test_the_flags_of_a_run_are_told_from_the_studys_own():
+    words = [
+        "mine",
+        "--data.root",
+        "photos",
+        "--seeds",
+        "2",
+        "--model.name=resnet18",
+        "--method",
+        "dsl",
+        "--only",
+        "a",
+        "b",
+    ]
+    own, flags = _split(words)
+    assert own == ["mine", "--seeds", "2", "--only", "a", "b"]
+    assert flags == ["--data.root", "photos", "--model.name=resnet18", "--method", "dsl"]
