@@ -26,9 +26,12 @@ $(VENV)/.ready: $(UV) requirements.lock pyproject.toml
 demo: env
 	$(BIN)/sidebranch demo
 
+# One thread a worker; memory that a test frees is kept for the next one.
+TESTING := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000
+
 # ruff, basedpyright, pytest.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup
+	$(TESTING) $(BIN)/pytest -q -n auto
 
 # All fault injections; what came out goes to results/faults.json and the README.
 test-faults: env

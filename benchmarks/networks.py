@@ -20,6 +20,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 NETWORKS = {
     **dict.fromkeys(
         (
+            "cifar_resnet8",
+            "cifar_resnet14",
             "cifar_resnet20",
             "cifar_resnet32",
             "cifar_resnet44",
@@ -46,7 +48,7 @@ fork is the module whose output a branch takes; a stage is blocks x channels of 
 multiply-adds (MACs) are of one image at the given size. The last column is the MACs with b1 and b2 over those without:
 what the branches cost in arithmetic while training. What ships is main alone.
 
-Unpublished, and made by the three rules: the branches of ResNet-20, 44 and 56 (as ResNet-32's), and of the CIFAR
+Unpublished, and made by the three rules: the branches of ResNet-8, 14, 20, 44 and 56 (as ResNet-32's), and of the CIFAR
 MobileNet (as the re-ID MobileNet's). ResNet-18 has a third published branch: `sb.attach(model, count=3)`.
 
 | network | K, input | branch: fork, stages | parameters: main / b1 / b2 | MACs: main / b1 / b2 | step's cost |

@@ -1,6 +1,7 @@
 """Array shapes and dtypes in annotations are checked while the tests run; in production they are free."""
 
 import collections
+import gc
 import json
 import os
 from pathlib import Path
@@ -20,12 +21,47 @@ for name in ("Bool", "Float", "Int", "Int32", "UInt8"):
 import pytest
 import torch
 from PIL import Image
+from xdist.scheduler import LoadScopeScheduling
 
 import sidebranch as sb
 from networks import Little, little_branches
 from sidebranch.config import recipe
 from sidebranch.config.schema import Config
 from sidebranch.runs.folder import RunFolder
+
+# Tests that share processes or runs that are slow to make: one worker takes them all. (pytest-xdist 3.8 does not
+# see the marks of its own groups under pytest 9.2.)
+GROUPS = {
+    "tests/faults/test_kills.py": "trainer",
+    "tests/faults/test_disk.py": "trainer",
+    "tests/distributed/test_processes.py": "ranks",
+    "tests/distributed/test_gather.py": "ranks",
+    "tests/distributed/test_ddp.py": "ranks",
+    "tests/study/test_study.py": "ranks",
+    "tests/test_cli.py::test_replicas_are_the_same_runs_as_alone": "ranks",
+    "tests/core/test_model.py::test_network_and_loss_compile_together": "ranks",
+    "tests/reid/test_retrieval.py": "people",
+    "tests/reid/test_gallery.py": "people",
+}
+
+
+class ByGroup(LoadScopeScheduling):
+    """Sends the tests of a group to one worker, all others one by one."""
+
+    def _split_scope(self, nodeid):
+        return GROUPS.get(nodeid.split("::")[0]) or GROUPS.get(nodeid, nodeid)
+
+
+def pytest_collection_finish(session):
+    """What was imported stays: without this, every full collection of garbage walks through all of torch."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return ByGroup(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +88,7 @@ def labels():
 def digits_config(tmp_path) -> Config:
     """Two epochs of three steps on the digits, in float32."""
     text = """
-model: {name: cifar_resnet20}
+model: {name: cifar_resnet8}
 data: {name: digits, batch_size: 64, limit: 160, padding: 1, flip: false}
 optim: {lr: 0.05, epochs: 2, schedule: cosine}
 runtime: {accelerator: cpu, precision: 32-true, log_every: 1}
@@ -100,6 +136,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_sessionfinish(session):
+    gc.unfreeze()  # libraries report what is left at the end
     path = session.config.getoption("--record")
     counts = session.config.stash.get(COUNTS, None)
     if path is not None and counts:

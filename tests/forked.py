@@ -6,9 +6,13 @@ They do not have the checks of shapes that conftest.py puts around functions.
 import os
 import socket
 import sys
+import tempfile
 import warnings
 from multiprocessing import get_context
 from pathlib import Path
+from subprocess import PIPE
+
+from sidebranch.cli import main
 
 FORKING = get_context("forkserver")
 FORKING.set_forkserver_preload(["torch", "timm", "torchvision", "lightning.fabric", "sidebranch.train.loop"])
@@ -51,3 +55,44 @@ def _run(environment, log, function, arguments):
     os.environ |= environment
     warnings.simplefilter("error", UserWarning)
     sys.exit(function(*arguments))
+
+
+class ForkedCommand:
+    """`subprocess.Popen` of `python -m sidebranch ...`, forked from the process that has imported everything."""
+
+    def __init__(self, command, *, env, stdout, stderr, **options):
+        assert command[1:3] == ["-m", "sidebranch"]
+        if stdout == PIPE:
+            logs = [Path(tempfile.mkdtemp(), name) for name in ("out", "err")]
+            for log in logs:
+                os.mkfifo(log)
+        else:
+            logs = [Path(each.name) for each in (stdout, stderr)]
+        self.process = FORKING.Process(target=_command, args=(command[3:], env, *logs))
+        self.process.start()
+        self.stdout, self.stderr = map(Path.open, logs) if stdout == PIPE else (None, None)
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.process.pid, number)
+
+
+def _command(arguments, environment, out, err):
+    streams = []
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        written = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(written, stream.fileno())
+        streams.append(os.fdopen(written, "w", buffering=1))
+    sys.stdout, sys.stderr = streams
+    os.environ |= environment
+    sys.exit(main(arguments))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,11 +13,25 @@ import torch
 from safetensors import safe_open
 
 import sidebranch as sb
+from forked import ForkedCommand
 from sidebranch.cli import main
 from sidebranch.config import recipe
 from sidebranch.zoo.reference import reference_name
 
-QUICK = ["--optim.epochs", "2", "--data.limit", "160", "--data.batch_size", "64", "--runtime.accelerator", "cpu"]
+QUICK = [
+    "--optim.epochs",
+    "2",
+    "--model.name",
+    "cifar_resnet8",
+    "--name",
+    "digits-demo",
+    "--data.limit",
+    "160",
+    "--data.batch_size",
+    "64",
+    "--runtime.accelerator",
+    "cpu",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +117,10 @@ def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
     assert Path("run/checkpoints/last.ckpt").exists()
 
 
-def test_replicas_are_the_same_runs_as_alone(capfd):
+def test_replicas_are_the_same_runs_as_alone(capfd, monkeypatch):
+    monkeypatch.setattr(
+        "sidebranch.study.replicas.subprocess", SimpleNamespace(Popen=ForkedCommand, PIPE=subprocess.PIPE)
+    )
     command = ["train", "digits/demo", *QUICK]
     assert main([*command, "--runtime.replicas", "2", "--output", "both", "--seed", "3"]) == 0
     assert main([*command, "--output", "alone", "--seed", "4"]) == 0
@@ -268,7 +286,7 @@ def test_export_of_a_run_is_what_the_run_shipped(capsys):
     assert run(capsys, "export", "run", "--output", "again.safetensors")[0] == 0
     with safe_open("again.safetensors", "pt") as again, safe_open("run/model.safetensors", "pt") as shipped:
         assert again.metadata() == shipped.metadata()
-        assert again.metadata()["model"] == "cifar_resnet20"
+        assert again.metadata()["model"] == "cifar_resnet8"
         assert json.loads(again.metadata()["mean"]) == [0.305]
         assert json.loads(again.metadata()["input_size"]) == [1, 8, 8]
         assert json.loads(again.metadata()["classes"]) == list("0123456789")

@@ -264,7 +264,6 @@ def compile_together():
     torch.testing.assert_close(compiled(images, labels), total(images, labels))
 
 
-@pytest.mark.xdist_group("ranks")
 def test_network_and_loss_compile_together(tmp_path):
     """In another process: the checks of shapes that the tests put around functions do not compile."""
     assert run_ranks(1, tmp_path, compile_together) == ([0], [""])

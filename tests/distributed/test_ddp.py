@@ -1,6 +1,5 @@
 """Another loop's DistributedDataParallel around a BranchedModel whose branches are sampled."""
 
-import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,7 +34,6 @@ def _train(net, rank, world_size):
     return torch.cat([each.detach().flatten() for each in net.parameters()])
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_gloo_processes_with_sampling_train_what_one_does(tmp_path):
     drawn = {SAMPLER(("main", "b1", "b2"), seed=0, epoch=0, step=moment).live for moment in range(STEPS)}
     assert len(drawn) > 2

@@ -1,6 +1,5 @@
 """Triplets over several processes: the loss and the gradients of one process with all images."""
 
-import pytest
 import torch
 
 import sidebranch as sb
@@ -31,7 +30,6 @@ def one_of_two(folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_processes_have_the_triplets_of_one(tmp_path):
     features, labels = batch()
     features.requires_grad_()

@@ -25,7 +25,6 @@ data: {name: folder, root: ROOT, batch_size: 8, image_size: 32, resize: 36, work
 optim: {lr: 0.05, epochs: 2, schedule: cosine}
 runtime: {accelerator: cpu, precision: 32-true, channels_last: "no", log_every: 1, checkpoint_minutes: 0.0001}
 """
-pytestmark = pytest.mark.xdist_group("ranks")  # one process that keeps the runs of one process
 RUNS = {
     "plain": "",
     "branches left out": "sampling: {kind: bernoulli, drops: branch, per: step}",

@@ -11,7 +11,7 @@ from sidebranch.config.compare import as_dict
 from sidebranch.config.schema import Config
 
 GOOD = {
-    "model": {"name": "cifar_resnet20"},
+    "model": {"name": "cifar_resnet8"},
     "data": {"name": "digits", "batch_size": 64, "limit": 64, "padding": 1, "flip": False},
     "optim": {"epochs": 1, "schedule": "constant"},
     "runtime": {"accelerator": "cpu", "precision": "32-true"},

@@ -9,7 +9,6 @@ from undisturbed_runs import assert_same, outcome
 from sidebranch.runs.folder import RunFolder
 
 TRIALS = 18
-pytestmark = pytest.mark.xdist_group("trainer")
 
 
 @pytest.mark.parametrize("trial", a_third(range(TRIALS)))

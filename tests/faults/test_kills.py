@@ -12,7 +12,6 @@ from sidebranch.runs.folder import RunFolder
 KINDS = ("digits", "photos", "workers")
 TRIALS = 45
 GENTLE = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 128 + signal.SIGUSR1}
-pytestmark = pytest.mark.xdist_group("trainer")  # one process that keeps it
 
 
 @pytest.mark.parametrize("trial", a_third(range(TRIALS)))

@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     config = root / "digits.yaml"
     config.write_text("""
-model: {name: cifar_resnet20}
+model: {name: cifar_resnet8}
 data: {name: digits, batch_size: 64, limit: 64, padding: 1, flip: false}
 optim: {epochs: 1, schedule: constant}
 runtime: {accelerator: cpu, precision: 32-true}

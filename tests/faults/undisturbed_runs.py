@@ -13,7 +13,7 @@ from sidebranch.runs.folder import RunFolder
 
 # A checkpoint nearly every step, so that kills meet writes; everything that has state is on.
 DIGITS = """
-model: {name: cifar_resnet20}
+model: {name: cifar_resnet8}
 data: {name: digits, batch_size: 32, limit: 150, padding: 1, flip: false}
 sampling: {kind: bernoulli, drops: branch, per: step}
 optim: {lr: 0.05, epochs: 3, schedule: cosine, ema: 0.9, clip: 1.0}

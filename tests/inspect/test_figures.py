@@ -125,6 +125,7 @@ def test_every_figure_is_drawn_with_its_numbers(runs, tmp_path, monkeypatch, cap
         assert main(["inspect", *runs, "--what", what, "--images", "16"]) == 0
         assert (tmp_path / f"{what}.svg").read_text().startswith("<?xml")
         assert json.loads((tmp_path / f"{what}.json").read_text())
+    monkeypatch.setattr("sidebranch.inspect.gradients.FEATURES_WITH_HESSIAN", 10)
     small = ["--images", "1", "--samples", "2", "--sigmas", "0.1"]
     assert main(["inspect", runs[1], "--what", "noise", *small, "--output", "n.png"]) == 0
     assert (tmp_path / "n.png").read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,7 @@
 """The papers' experiments: every row's command trains."""
 
+import re
+
 import pytest
 import torch
 
@@ -22,8 +24,17 @@ def networks():
         kind = "plain" if row.settings["method"] == "baseline" else "with branches"
         if row.settings["method"] == "kd" and "teacher.deep_supervision" not in row.settings:
             kind = "plain"
-        found.setdefault(" ".join([row.recipe, kind, *branches]), {})[changed] = row
+        found.setdefault(" ".join([network_of(row.recipe), kind, *branches]), {})[changed] = row
     return {name: list(rows.values()) for name, rows in found.items()}
+
+
+def network_of(name):
+    """A recipe's name without what does not change the network."""
+    return (
+        re.sub(r"-(dks|dhm|corrupt|noisy)\b", "", name)
+        .replace("cifar10/", "cifar100/")
+        .replace("dukemtmc", "market1501")
+    )
 
 
 def small(config):

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 import sidebranch as sb
+from forked import ForkedCommand
 from sidebranch.cli import main
 from sidebranch.cli.study import _split
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict, differences, fingerprint
 from sidebranch.config.schema import Config
+from sidebranch.study import local
 from sidebranch.study.cells import plan
 from sidebranch.study.results import lines, records
 from sidebranch.study.spec import read_study
@@ -30,13 +32,26 @@ groups:
     baseline: {method: baseline}
     wide: {method: dsl, branches.use: [b1]}
 """
-QUICK = ["--optim.epochs", "2", "--data.limit", "150", "--data.val_limit", "60", "--runtime.precision", "32-true"]
+QUICK = [
+    "--optim.epochs",
+    "2",
+    "--model.name",
+    "cifar_resnet8",
+    "--data.limit",
+    "150",
+    "--data.val_limit",
+    "60",
+    "--runtime.precision",
+    "32-true",
+]
 
 
 @pytest.fixture
 def spec(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(SPEC)
+    monkeypatch.setattr(local, "Popen", ForkedCommand)
+    monkeypatch.setattr(local, "POLL", 0.05)
     return "mine.yaml"
 
 
@@ -74,14 +89,14 @@ def test_a_study_ends_with_a_table_and_runs_only_what_is_new(spec, capsys):
 
 
 def test_cells_are_found_by_what_they_train(spec, tmp_path):
-    one, other = cells_of(spec), cells_of(spec, flags=[*QUICK, "--optim.lr", "0.01"])
+    one, other = cells_of(spec), cells_of(spec, flags=[*QUICK, "--optim.lr", "0.013"])
     one[0].folder.root.mkdir(parents=True)
 
     one[0].folder.write_config(
         recipe.dump(replace(one[0].config, about="else", runtime=replace(one[0].config.runtime, log_every=3)))
     )
     assert cells_of(spec)[0].folder == one[0].folder
-    changed = cells_of(spec, flags=[*QUICK, "--optim.lr", "0.01"])
+    changed = cells_of(spec, flags=[*QUICK, "--optim.lr", "0.013"])
     assert changed[0].folder != one[0].folder  # another default or flag is another cell
     assert changed[1].folder == other[1].folder
     assert [cell.row.variant for cell in cells_of(spec, only=["wide"])] == ["wide", "wide"]
@@ -132,12 +147,12 @@ def test_a_damaged_cell_is_told_from_a_missing_one(spec, capsys):
 
 
 def test_ctrl_c_saves_and_another_process_is_refused(spec):
-    slow = ["--optim.epochs", "40", "--parallel", "2"]
+    slow = ["--optim.epochs", "60", "--parallel", "1"]
     command = [sys.executable, "-m", "sidebranch", "study", spec, *QUICK[2:], *slow]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as study:
-        for _ in range(600):
+        for _ in range(300):
             if any(cell.folder.metrics.is_file() for cell in cells_of(spec, flags=[*QUICK[2:], *slow[:2]])):
                 break
             time.sleep(0.1)

@@ -111,7 +111,9 @@ def test_the_first_phase_trains_the_new_layers_only(digits_config, folder, tmp_p
 
 
 def test_roots_that_move_are_drawn_in_training(digits_config, folder, monkeypatch):
-    config = changed(digits_config, branches={"roots": "stage"}, sampling={"per": "step"})
+    config = changed(
+        digits_config, model={"name": "cifar_resnet20"}, branches={"roots": "stage"}, sampling={"per": "step"}
+    )
     seen = []
     forward = sb.BranchedModel.forward
 
@@ -136,16 +138,16 @@ CHEAP = {
     "half of each batch": {"branches": {"batch_fraction": 0.5}},
     "branches sampled whole": {"sampling": {"kind": "bernoulli", "drops": "branch", "per": "step"}},
     "a first branch as wide as main": {"model": {"branches": "auto"}, "branches": {"width": 1.0}},
-    "a late start and an early stop": {"branches": {"start_epoch": 1, "stop_epoch": 4}},
+    "a late start and an early stop": {"branches": {"start_epoch": 1, "stop_epoch": 3}},
     "a ramp of the mimicry": {"objective": {"mimicry_ramp": 3}},
 }
 
 
 @pytest.mark.parametrize("setting", CHEAP)
 def test_branches_that_cost_little_train_to_sane_accuracy(digits_config, folder, setting):
-    config = changed(digits_config, data={"limit": 0}, optim={"epochs": 6, "lr": 0.02})
+    config = changed(digits_config, data={"limit": 0}, optim={"epochs": 4, "lr": 0.02})
     rows = train(changed(config, **CHEAP[setting]), folder)
-    assert rows[-1]["val/top1/main"] < 40
+    assert rows[-1]["val/top1/main"] < 60  # guessing gives 90
 
 
 def test_branches_that_rest_cost_nothing_and_log_nothing(digits_config, folder):

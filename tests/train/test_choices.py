@@ -24,7 +24,7 @@ def test_one_branch_alone_trains_ships_and_is_evaluated(digits_config, folder):
     assert {key for key in rows[-1] if key.startswith("val/top1")} == {"val/top1/main"}
     shipped = load_file(folder.weights)
     assert {key.split(".")[0] for key in shipped} == {"stem", "branch"}
-    both = sb.attach(timm.create_model("cifar_resnet20", num_classes=10, in_chans=1))
+    both = sb.attach(timm.create_model("cifar_resnet8", num_classes=10, in_chans=1))
     assert sum(each.numel() for key, each in shipped.items() if key.startswith("branch")) == sum(
         each.numel() for each in both.branches["b2"].state_dict().values()
     )

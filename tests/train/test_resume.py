@@ -32,7 +32,7 @@ VARIANTS = {
         "objective": {"mimicry_ramp": 2},
     },
     "grown branches, moving roots, a first phase of new layers": {
-        "model": {"branches": "auto"},
+        "model": {"name": "cifar_resnet20", "branches": "auto"},
         "branches": {"roots": "stage"},
         "sampling": {"roots": {"b1": [0.5, 0.25, 0.25]}, "per": "step"},
         "optim": {"new_layers_epochs": 1},

@@ -302,7 +302,7 @@ def _try_out(body: fx.GraphModule, fork: fx.Node, logits: Tensor, name: str) -> 
     """One image must give one row of logits."""
     features = value_of(fork)[:1]
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             given = body.eval().forward(features)
     except FAILURES as error:
         raise UserError(f"no branch {name}: the backbone's tail does not run on its own: {reason(error)}") from error

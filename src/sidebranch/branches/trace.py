@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
+from torch.nn import functional
 from torch.nn.parameter import UninitializedParameter
+from torch.overrides import TorchFunctionMode
 
 from sidebranch.branches.tracer import Call, Tracer, is_read_later, note_copy, value_of, was_changed
 from sidebranch.errors import UserError, reason
@@ -35,6 +37,17 @@ FAILURES = (
 
 
 BATCH = 2
+
+
+class ShapesOfNorms(TorchFunctionMode):
+    """Batch norm of meta tensors as its output's shape alone; torch decomposes it in Python, a third of a trace."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.batch_norm and isinstance(args[0], Tensor) and args[0].is_meta:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def meta_copy(module: nn.Module) -> Any:
@@ -217,7 +230,7 @@ def trace(backbone: nn.Module, input_size: Sequence[int], *, training: bool = Fa
     for opens in (_is_stage, _is_sequence):
         tracer = Tracer(images, opens)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), ShapesOfNorms():
                 graph = tracer.trace(root)
         except (*FAILURES, TraceError) as error:
             failure = failure or error
@@ -243,7 +256,7 @@ def _run_plainly(root: nn.Module, images: Tensor) -> None:
     for training in (True, False):
         root.train(training)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), ShapesOfNorms():
                 logits = root(images)
         except FAILURES as error:
             size = "x".join(map(str, images.shape[1:]))

@@ -168,6 +168,8 @@ def _known(root: Path) -> dict[str, Path]:
     """Fingerprint to folder, of the runs in a study's folder."""
     found = {}
     for path in sorted((root / "cells").glob("*/config.yaml")):
+        if not path.stat().st_size:  # a run that starts at this moment
+            continue
         try:
             found[fingerprint(_read(path))] = path.parent
         except (ValueError, yaml.YAMLError, AttributeError) as error:

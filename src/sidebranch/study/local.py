@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 from types import FrameType
 
 from sidebranch.config import recipe
@@ -26,7 +26,7 @@ class Running:
     """A cell that trains in a process."""
 
     cell: Cell
-    process: subprocess.Popen[bytes]
+    process: Popen[bytes]
     slot: int
     began: float
 
@@ -85,7 +85,7 @@ def _start(cell: Cell, slot: int, threads: int, gpus: int) -> Running:
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
     with open(_log(cell, "log"), "ab") as out, open(_log(cell, "err"), "wb") as err:
-        process = subprocess.Popen(
+        process = Popen(
             command, env=environment, stdout=out, stderr=err, start_new_session=True, preexec_fn=die_with_parent()
         )
     return Running(cell, process, slot, time.monotonic())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = ("layer1", "layer2", "layer3")
 WIDTHS = (16, 32, 64)
-DEPTHS = (20, 32, 44, 56, 110, 1202)
+DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
 
 # timm looks for this name in the module of a registered model.
 default_cfgs = generate_default_cfgs({f"cifar_resnet{depth}": config_of("conv1") for depth in DEPTHS})
@@ -104,6 +104,16 @@ def layout(backbone: CifarResNet) -> list[Plan]:
 
 def _create(depth: int, pretrained: bool, **options: Any) -> CifarResNet:
     return build_model_with_cfg(CifarResNet, f"cifar_resnet{depth}", pretrained, blocks=(depth - 2) // 6, **options)
+
+
+@register_model
+def cifar_resnet8(pretrained: bool = False, **options: Any) -> CifarResNet:
+    return _create(8, pretrained, **options)
+
+
+@register_model
+def cifar_resnet14(pretrained: bool = False, **options: Any) -> CifarResNet:
+    return _create(14, pretrained, **options)
 
 
 @register_model
