@@ -3,6 +3,6 @@
 import pytest
 
 
-def a_third(values):
+def one_in_three(values):
     """The values as parameters, two of three marked."""
     return [pytest.param(each, marks=pytest.mark.faults if at % 3 else ()) for at, each in enumerate(values)]

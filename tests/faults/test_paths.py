@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from sampled import a_third
+from sampled import one_in_three
 
 from sidebranch.cli import main
 
@@ -19,7 +19,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("kind", a_third(NAMES))
+@pytest.mark.parametrize("kind", one_in_three(NAMES))
 def test_the_whole_way(photos, tmp_path, monkeypatch, capsys, kind):
     name = NAMES[kind]
     home = tmp_path / name

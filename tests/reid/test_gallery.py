@@ -37,13 +37,13 @@ def test_a_page_finds_the_images_where_they_are_now(finished, tmp_path, people, 
 
 
 def test_a_page_takes_the_first_finished_seed_and_refuses_damage(finished, tmp_path):
-    for name, seed in (("begun", 1), ("whole", 2)):
+    for name, seed in (("begun", 1), ("complete", 2)):
         shutil.copytree(finished / "dhm", tmp_path / name)
         text = (tmp_path / name / "config.yaml").read_text()
         (tmp_path / name / "config.yaml").write_text(text.replace("seed: 0", f"seed: {seed}"))
-    begun, whole = (read_record(RunFolder(tmp_path / name)) for name in ("begun", "whole"))
+    begun, complete = (read_record(RunFolder(tmp_path / name)) for name in ("begun", "complete"))
     begun.folder.rankings.unlink()
-    write_report([begun, whole], tmp_path / "page.html")
+    write_report([begun, complete], tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count('<div class="found">') == 6
     with pytest.raises(UserError, match="none of these runs is finished"):
         write_report([begun], tmp_path / "page.html", queries=["any.jpg"])

@@ -133,16 +133,16 @@ def test_several_processes_find_what_one_does(config, mine, other):
     inputs = read_dataset(config.data, 0)
     net, device = network(replace(config, method="dhm")), torch.device("cpu")
     judged = {"people": inputs.reid, "config": EvalConfig()}
-    whole = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
+    complete = retrieve(net, net.names, inputs.val_loader(device), device, **judged)
     theirs = inputs.val_loader(device, other)
     others = retrieval._features(net, net.names, theirs, device, len(inputs.reid.test), False)
     widths = torch.tensor([1, *(others[name].shape[1] for name in net.names)])
     waiting = iter([widths, *(others[name] for name in ("", *net.names))])
     loader = inputs.val_loader(device, mine)
     shared = retrieve(net, net.names, loader, device, lambda table: table + next(waiting), **judged)
-    for name, values in whole.values.items():
+    for name, values in complete.values.items():
         assert shared.values[name] == pytest.approx(values)
-    assert torch.equal(shared.queries, whole.queries)
+    assert torch.equal(shared.queries, complete.queries)
 
 
 def test_the_strong_recipes_parts_train_together_and_resume_bit_for_bit(config, tmp_path):
@@ -153,7 +153,7 @@ def test_the_strong_recipes_parts_train_together_and_resume_bit_for_bit(config, 
         objective=replace(config.objective, triplet=1.0),
         data=replace(config.data, instances=4, padding=4, erase=0.5),
     )
-    whole = train(strong, RunFolder(tmp_path / "whole"), reporter=Silent())
+    complete = train(strong, RunFolder(tmp_path / "complete"), reporter=Silent())
     stopped = RunFolder(tmp_path / "stopped")
 
     class Stopping(Silent):
@@ -164,8 +164,8 @@ def test_the_strong_recipes_parts_train_together_and_resume_bit_for_bit(config, 
         train(strong, stopped, reporter=Stopping())
     resumed = train(strong, stopped, resume=True, reporter=Silent())
     timeless = [{key: value for key, value in row.items() if "second" not in key} for row in resumed]
-    assert timeless == [{key: value for key, value in row.items() if "second" not in key} for row in whole]
-    first, second = (checkpoint.load(RunFolder(tmp_path / name).last)["model"] for name in ("whole", "stopped"))
+    assert timeless == [{key: value for key, value in row.items() if "second" not in key} for row in complete]
+    first, second = (checkpoint.load(RunFolder(tmp_path / name).last)["model"] for name in ("complete", "stopped"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     export_run(stopped, "last", tmp_path / "out.safetensors")
     with safe_open(tmp_path / "out.safetensors", "pt") as ours, safe_open(stopped.weights, "pt") as shipped_then:

@@ -23,7 +23,7 @@ from sidebranch.train.loop import train
 pytestmark = pytest.mark.filterwarnings("ignore:b2 is as deep as main")
 
 
-class Said(Silent):
+class Lines(Silent):
     def __init__(self):
         self.lines = []
 
@@ -54,7 +54,7 @@ def test_a_timm_model_trains_evaluates_and_exports(digits_config, folder, tmp_pa
 
 def test_what_branches_could_not_be_made_is_said_in_the_run(digits_config, folder):
     config = changed(digits_config, model={"name": "lcnet_050", "small_input": True}, optim={"epochs": 1})
-    lines = Said()
+    lines = Lines()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(config, folder, reporter=lines)

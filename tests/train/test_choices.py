@@ -85,22 +85,23 @@ def test_choices_that_cannot_work(digits_config, folder, groups, message):
 
 def test_a_fixed_random_subset_of_the_validation_images(digits_config, folder):
     config = changed(digits_config, data={"val_limit": 50}, optim={"epochs": 1})
-    first, whole = read_dataset(config.data, 0), read_dataset(digits_config.data, 0)
+    first, complete = read_dataset(config.data, 0), read_dataset(digits_config.data, 0)
     other = read_dataset(config.data, 1)
     assert len(first.val) == 50
     assert torch.equal(first.val.images, other.val.images)
     kept = [
-        next(n for n, each in enumerate(whole.val.images) if torch.equal(each, image)) for image in first.val.images
+        next(n for n, each in enumerate(complete.val.images) if torch.equal(each, image)) for image in first.val.images
     ]
     assert kept == sorted(kept) != list(range(50))
-    assert torch.equal(first.val.labels, whole.val.labels[kept])
+    assert torch.equal(first.val.labels, complete.val.labels[kept])
     train(config, folder)
     assert '"val": 50' in folder.environment.read_text()
 
 
 def test_a_run_and_a_plain_reference_need_no_training_images(digits_config, folder, photos, tmp_path):
     data = {"name": "folder", "root": str(photos), "image_size": 32, "resize": 36, "batch_size": 4, "workers": 0}
-    config = changed(digits_config, model={"name": "resnet18"}, data=data, optim={"epochs": 1})
+    plain = replace(digits_config, method="baseline")
+    config = changed(plain, model={"name": "resnet18"}, data=data, optim={"epochs": 1})
     train(changed(config, data={"limit": 0}), folder)
     before = evaluate_run(folder).errors
     (photos / "train").rename(tmp_path / "elsewhere")

@@ -134,8 +134,8 @@ def test_deterministic_kernels_train_and_give_the_same_bits(digits_config, folde
 
 def test_compiled_training_runs(digits_config, folder):
     torch._dynamo.reset()
-    whole = {"batch_size": 125, "limit": 250}  # of 500 validation images too: one size of batch, compiled once
-    config = changed(digits_config, data=whole, optim={"epochs": 1})
+    complete = {"batch_size": 125, "limit": 250}  # of 500 validation images too: one size of batch, compiled once
+    config = changed(digits_config, data=complete, optim={"epochs": 1})
     compiled = train(changed(config, runtime={"compile": True}), folder)
     plain = train(config, RunFolder(folder.root.parent / "plain"))
     assert compiled[0]["train/loss"] == pytest.approx(plain[0]["train/loss"], rel=1e-2)

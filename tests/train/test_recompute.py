@@ -22,7 +22,7 @@ def train(net, steps=3):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("cifar_resnet20", {}), ("wrn_16_8", {"drop_rate": 0.3}), ("resnet18", {})]
+    ("name", "options"), [("cifar_resnet20", {}), ("wrn_28_4", {"drop_rate": 0.3}), ("resnet18", {})]
 )
 def test_training_with_checkpoints_is_training_without(name, options):
     plain = sb.attach(timm.create_model(name, num_classes=5, **options))

@@ -50,15 +50,15 @@ VARIANTS = {
 def test_resume_is_bit_identical(digits_config, folder, tmp_path, variant, done):
     """Three steps an epoch: stopped in the middle of one, at its last step, and in the next."""
     config = changed(digits_config, **VARIANTS[variant])
-    whole = RunFolder(tmp_path / "whole")
-    expected = train(config, whole)
+    complete = RunFolder(tmp_path / "complete")
+    expected = train(config, complete)
     with pytest.raises(Interrupted, match="everything is saved"):
         train(config, folder, reporter=StopAt(done))
     assert not folder.weights.exists()
     rows = train(config, folder, resume=True)
     assert timeless(rows) == timeless(expected)
-    assert_same(weights(folder), weights(whole))
-    ema = [checkpoint.load(each.last)["ema"] for each in (folder, whole)]
+    assert_same(weights(folder), weights(complete))
+    ema = [checkpoint.load(each.last)["ema"] for each in (folder, complete)]
     if ema[0] is not None:
         assert_same(*ema)
     assert folder.metrics.read_text().count("\n") == 3
@@ -145,14 +145,14 @@ def test_unreadable_batches_are_skipped_counted_and_survive_a_resume(digits_conf
         def say(self, line):
             lines.append(line)
 
-    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
-    expected = train(config, whole, reporter=Listener(-1))
+    complete, folder = RunFolder(tmp_path / "complete"), RunFolder(tmp_path / "run")
+    expected = train(config, complete, reporter=Listener(-1))
     assert expected[-1]["step"] == 12
     assert any("unreadable images left out so far: 4, such as" in line for line in lines)
     with pytest.raises(Interrupted):
         train(config, folder, reporter=StopAt(stop))
     assert timeless(train(config, folder, resume=True)) == timeless(expected)
-    assert_same(weights(folder), weights(whole))
+    assert_same(weights(folder), weights(complete))
 
 
 def test_a_resumed_run_keeps_the_facts_of_its_start(digits_config, folder):

@@ -104,11 +104,11 @@ def test_mixed_images_train_on_mixed_labels(digits_config, folder, monkeypatch):
 def test_distorted_images_train_resume_and_are_only_for_training(photos_config, tmp_path, policy):
     distorted = {"policy": policy, "erase": 0.5, "repeats": 2}
     config = changed(photos_config, data=distorted)
-    plain, whole = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "whole")
-    rows, others = train(config, whole), train(photos_config, plain)
+    plain, complete = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "complete")
+    rows, others = train(config, complete), train(photos_config, plain)
     assert rows[0]["train/loss"] != others[0]["train/loss"]
     assert rows[0]["step"] == others[0]["step"]
-    found = evaluate_run(whole).errors["main"]["loss"]
+    found = evaluate_run(complete).errors["main"]["loss"]
     assert found == rows[-1]["val/loss/main"]
 
 

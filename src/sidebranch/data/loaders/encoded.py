@@ -34,7 +34,7 @@ class _Images(Dataset[tuple[Tensor, int] | str]):
     ) -> None:
         self.split, self.training, self.seed = split, training, seed
         self.square = transform if isinstance(transform, FolderTransform) and not exact else None
-        self.whole = transform.build(training)
+        self.transform_file = transform.build(training)
         self.distorted = transform.distortions() if training else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
@@ -48,7 +48,7 @@ class _Images(Dataset[tuple[Tensor, int] | str]):
                 else:
                     decoded = rgb(file)
                     with drawing("augment", self.seed, epoch, index):
-                        image = self.whole(decoded)
+                        image = self.transform_file(decoded)
         except UNREADABLE:
             return self.split.name(place)
         if self.distorted is not None:

@@ -76,9 +76,9 @@ def _shuffled(count: int, groups: Tensor | None, draws: torch.Generator) -> Tens
 
 def steps_of(count: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> int:
     """Batches per epoch, for any number of ranks; a last training batch of one image is dropped, as norms need two."""
-    whole, rest = divmod(count, batch_size)
+    full, rest = divmod(count, batch_size)
     least = batch_size if drop_last else min(batch_size, 2) if shuffle else 1
-    return whole + (rest >= least)
+    return full + (rest >= least)
 
 
 def class_batches(
