@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidebranch.cli import command
+from sidebranch.cli.study import split_flags
 from sidebranch.config import recipe
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,9 @@ def test_commands_parse(line):
     verb, *words = shlex.split(line, comments=True)
     if verb == "train":
         words = [*recipe.flags(recipe.find(words[0])), *words[1:]]
+    if verb == "study":
+        words, flags = split_flags(words)
+        recipe.parse(flags, line)
     command(verb).parser().parse_args(words)
 
 

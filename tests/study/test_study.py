@@ -14,7 +14,7 @@ import pytest
 import sidebranch as sb
 from forked import ForkedCommand
 from sidebranch.cli import main
-from sidebranch.cli.study import _split
+from sidebranch.cli.study import split_flags
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict, differences, fingerprint
 from sidebranch.config.schema import Config
@@ -181,6 +181,6 @@ def test_the_flags_of_a_run_are_told_from_the_studys_own():
         "a",
         "b",
     ]
-    own, flags = _split(words)
+    own, flags = split_flags(words)
     assert own == ["mine", "--seeds", "2", "--only", "a", "b"]
     assert flags == ["--data.root", "photos", "--model.name=resnet18", "--method", "dsl"]

@@ -47,7 +47,7 @@ def parser() -> ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    own, flags = _split(arguments)
+    own, flags = split_flags(arguments)
     if not own and not flags:
         raise UserError(f"study needs a spec: sidebranch study {'|'.join(list(shipped())[:3])}|...|FILE|FOLDER")
     options = parse(parser(), own)
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The study's own arguments, and the flags of `sidebranch train` among them."""
     fields = set(recipe.keys(as_dict(Config())))
     own, flags, words = [], [], list(arguments)
