@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # uv takes a torch and a torchvision that fit each other; plain pip may not. It lives in a folder of its own.
 UV := .uv/bin/uv
 
-.PHONY: env demo test test-faults lint check lock bench bench-scaling coverage-table clean
+.PHONY: env demo test unit test-faults lint check lock bench bench-scaling coverage-table clean
 
 env: $(VENV)/.ready
 
@@ -29,8 +29,11 @@ demo: env
 # One thread a worker; memory that a test frees is kept for the next one.
 TESTING := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000
 
-# ruff, basedpyright, pytest.
-test: lint
+# ruff and basedpyright while pytest runs.
+test: env
+	$(MAKE) --no-print-directory -j2 lint unit
+
+unit: env
 	$(TESTING) $(BIN)/pytest -q -n auto
 
 # All fault injections; what came out goes to results/faults.json and the README.

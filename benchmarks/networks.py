@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import sidebranch as sb
+from sidebranch.branches.trace import ShapesOfNorms
 
 PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 # Name to number of classes and input size.
@@ -60,7 +61,7 @@ def row(name: str) -> str:
     num_classes, size = NETWORKS[name]
     with torch.device("meta"), torch.inference_mode():
         net = sb.attach(timm.create_model(name, num_classes=num_classes)).eval()
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, ShapesOfNorms():
             net(torch.empty(1, *size))
     flops = {place: sum(counts.values()) for place, counts in counter.get_flop_counts().items()}
     branches = {branch: flops[f"BranchedModel.branches.{branch}"] / 2 for branch in ("b1", "b2")}
