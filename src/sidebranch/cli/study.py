@@ -90,7 +90,8 @@ def _settings(options: Namespace, flags: list[str]) -> tuple[Path, str, int, lis
         seeds, only = options.seeds or known["seeds"], options.only or known["only"]
         return Path(options.spec), known["spec"], seeds, only, [*known["flags"], *flags]
     root = Path(options.output or Path("studies") / Path(options.spec).stem)
-    spec = options.spec if options.spec in shipped() else str(Path(options.spec).resolve())
+    is_file = options.spec not in shipped() and Path(options.spec).is_file()
+    spec = str(Path(options.spec).resolve()) if is_file else options.spec
     return root, spec, options.seeds, options.only, flags
 
 
