@@ -130,7 +130,7 @@ class Trace:
         copies[fork] = graph.placeholder("features")
         copies[fork].meta = dict(fork.meta)
         past = _past(fork, self.graph)
-        needed = self._needed(fork, past)
+        needed = self._sources(self.graph.output_node(), {*past, fork}, len(self.graph.nodes))
         batch = graph.call_method("size", (copies[fork], 0))
         batch.meta["value"] = BATCH
 
@@ -153,42 +153,32 @@ class Trace:
     def stem(self, fork: fx.Node) -> fx.Graph:
         """The graph from the images to the fork's output."""
         graph, copies = fx.Graph(), {}
-        order = {node: place for place, node in enumerate(self.graph.nodes)}
-        needed, stack = {next(iter(self.graph.nodes))}, [fork]
-        while stack:
-            node = stack.pop()
-            if node not in needed:
-                needed.add(node)
-                stack.extend(node.all_input_nodes)
-            if not stack:  # in-place operations whose input is read later, though their output is not used
-                stack = [
-                    each
-                    for each in self.graph.nodes
-                    if each not in needed and order[each] < order[fork] and is_read_later(each, order, needed)
-                ]
-        for node in self.graph.nodes:
+        nodes = list(self.graph.nodes)
+        needed = {nodes[0], *self._sources(fork, set(), nodes.index(fork))}
+        for node in nodes:
             if node in needed:
                 copies[node] = graph.node_copy(node, lambda each: copies[each])
                 note_copy(node, copies)
         graph.output(copies[fork])
         return graph
 
-    def _needed(self, fork: fx.Node, past: set[fx.Node]) -> set[fx.Node]:
-        """The nodes after the fork that the logits depend on."""
+    def _sources(self, end: fx.Node, outside: set[fx.Node], limit: int) -> set[fx.Node]:
+        """The nodes that `end` depends on, but for those outside.
+
+        With in-place operations among the first `limit` nodes whose input is read later, though their output is not
+        used.
+        """
         order = {node: place for place, node in enumerate(self.graph.nodes)}
         needed: set[fx.Node] = set()
-        stack = [self.graph.output_node()]
+        stack = [end]
         while stack:
             node = stack.pop()
-            if node not in needed and node is not fork and node not in past:
+            if node not in needed and node not in outside:
                 needed.add(node)
                 stack.extend(node.all_input_nodes)
-            if not stack:  # in-place operations whose input is read later, though their output is not used
-                stack = [
-                    each
-                    for each in self.graph.nodes
-                    if each not in needed and each not in past and is_read_later(each, order, needed)
-                ]
+            if not stack:
+                left = [each for each in order if each not in needed and each not in outside and order[each] < limit]
+                stack = [each for each in left if is_read_later(each, order, needed)]
         return needed
 
 
