@@ -39,7 +39,11 @@ ROOMS = [
         "errors seeding config core zoo network device data metrics distributed runs evaluation",
     ),
     ("deploy", "a run to the file that ships", "errors config network runs zoo"),
-    ("inspect", "run folders to tables, curves, a page; a network to its cost", "errors config core branches runs"),
+    (
+        "inspect",
+        "run folders to tables, figures, a page; a network to its cost, kernels, gradients",
+        "errors config core branches runs",
+    ),
     ("study", "a table of recipes and variants to many runs, and their results", "errors config runs train inspect"),
     (
         "cli",

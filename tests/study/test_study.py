@@ -184,3 +184,20 @@ def test_the_flags_of_a_run_are_told_from_the_studys_own():
     own, flags = split_flags(words)
     assert own == ["mine", "--seeds", "2", "--only", "a", "b"]
     assert flags == ["--data.root", "photos", "--model.name=resnet18", "--method", "dsl"]
+
+
+def test_rows_that_train_the_same_share_a_run(spec):
+    Path(spec).write_text(SPEC + "    again: {method: baseline}\n")
+    cells = cells_of(spec, seeds=1)
+    assert [cell.folder.root.name for cell in cells] == [
+        "digits-demo-baseline-seed0",
+        "digits-demo-wide-seed0",
+        "digits-demo-baseline-seed0",
+    ]
+
+
+def test_processes_get_the_devices_that_are_left(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
+    assert local.gpus_here() == ["2", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.gpus_here() == []

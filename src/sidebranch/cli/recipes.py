@@ -12,6 +12,7 @@ from sidebranch.cli.texts import RECIPES_HELP
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict, leaves
 from sidebranch.config.schema import METHODS, Config
+from sidebranch.inspect.record import label
 
 METRICS = {"top1": "top-1 error", "std": "std", "top5": "top-5 error", "mAP": "mAP", "rank1": "rank 1"}
 
@@ -39,7 +40,7 @@ def _list_all() -> int:
             table.add_column(heading, no_wrap=True)
         shown = [method for method in METHODS if method != "kd"]
         for method in shown:
-            table.add_column(_label(method), justify="right", no_wrap=True)
+            table.add_column(label(method), justify="right", no_wrap=True)
         for name, config in configs.items():
             if (config.data.name == "reid") == is_reid:
                 results = config.published.results
@@ -68,7 +69,7 @@ def _show_one(name: str) -> int:
         for key in metrics:
             table.add_column(METRICS[key], justify="right")
         for method, values in published.results.items():
-            table.add_row(_label(method), *(f"{values[key]:g}" if key in values else "" for key in metrics))
+            table.add_row(label(method), *(f"{values[key]:g}" if key in values else "" for key in metrics))
         console.print(table)
     if config.differs:
         table = Table(title="Where text, code and this recipe differ", title_justify="left")
@@ -90,7 +91,3 @@ def _here(config: Config, field: str) -> str:
 def _headline(values: Mapping[str, float]) -> str:
     value = values.get("top1", values.get("mAP"))
     return "" if value is None else f"{value:.2f}"
-
-
-def _label(method: str) -> str:
-    return method if method == "baseline" else method.upper()

@@ -108,7 +108,7 @@ def _train(cells: Sequence[Cell], options: Namespace) -> int:
     for cell in damaged:
         print(f"sidebranch: {cell.name} is damaged: {states[cell.name].message}", file=sys.stderr)
     wanted = ("waiting", "started", *(("failed",) if options.retry else ()))
-    todo = [cell for cell in cells if states[cell.name].kind in wanted]
+    todo = list({cell.name: cell for cell in cells if states[cell.name].kind in wanted}.values())
     parallel = min(options.parallel, len(todo) or 1)
     console = Console(highlight=False)
     with Live(console=console, refresh_per_second=2, transient=True) as live:

@@ -114,6 +114,8 @@ def _check_classes(state: Mapping[str, Any], dataset: Dataset) -> None:
     trained = state["inputs"].get("classes", classes)
     if wrong := [name for name in classes if name not in trained]:
         raise UserError(f"the run was not trained on the class '{wrong[0]}' of '{where}'; {nearest(wrong[0], trained)}")
+    if classes != trained:
+        raise UserError(f"the classes of '{where}' are in another order than the run's: {', '.join(trained[:5])}, ...")
 
 
 def _moved(config: Config, data_root: str) -> Config:

@@ -128,6 +128,7 @@ def plan(study: Study, root: Path, seeds: Sequence[int], only: Sequence[str], fl
                 names = [name, *(f"{name}-{count}" for count in range(2, 1000))]
                 path = next(each for each in (root / "cells" / each for each in names) if each not in taken)
                 taken.add(path)
+                known[fingerprint(as_dict(own))] = path  # rows that train the same share a run
             cells.append(Cell(row, seed, own, RunFolder(path), root / "logs"))
     return cells
 

@@ -28,11 +28,10 @@ class Running:
     cell: Cell
     process: Popen[bytes]
     slot: int
-    began: float
 
 
 def run_cells(
-    cells: Sequence[Cell], parallel: int, threads: int, gpus: int, watch: Callable[[Sequence[Running]], None]
+    cells: Sequence[Cell], parallel: int, threads: int, gpus: Sequence[str], watch: Callable[[Sequence[Running]], None]
 ) -> int:
     """Trains cells until all have ended or a signal comes, which is handed on to their processes.
 
@@ -40,7 +39,7 @@ def run_cells(
         cells: to train, in order; those with a run are resumed.
         parallel: processes at a time.
         threads: that each may compute with.
-        gpus: of this machine; the processes take them in turns.
+        gpus: names of the devices, as in CUDA_VISIBLE_DEVICES; the processes take them in turns.
         watch: called twice a second with the running cells.
 
     Returns:
@@ -74,7 +73,7 @@ def run_cells(
     return 128 + received[0] if received else int(failed)
 
 
-def _start(cell: Cell, slot: int, threads: int, gpus: int) -> Running:
+def _start(cell: Cell, slot: int, threads: int, gpus: Sequence[str]) -> Running:
     cell.logs.mkdir(parents=True, exist_ok=True)
     config = cell.logs / f"{cell.name}.yaml"
     write_text(config, recipe.dump(cell.config))
@@ -83,12 +82,12 @@ def _start(cell: Cell, slot: int, threads: int, gpus: int) -> Running:
     command += ["--resume"] if cell.folder.is_used() else []
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     with open(_log(cell, "log"), "ab") as out, open(_log(cell, "err"), "wb") as err:
         process = Popen(
             command, env=environment, stdout=out, stderr=err, start_new_session=True, preexec_fn=die_with_parent()
         )
-    return Running(cell, process, slot, time.monotonic())
+    return Running(cell, process, slot)
 
 
 def _note(ended: Running) -> bool:
@@ -106,9 +105,9 @@ def _log(cell: Cell, kind: str) -> Path:
     return cell.logs / f"{cell.name}.{kind}"
 
 
-def gpus_here() -> int:
-    """NVIDIA devices of this machine, or those that CUDA_VISIBLE_DEVICES leaves."""
+def gpus_here() -> list[str]:
+    """Names of the NVIDIA devices of this machine, or of those that CUDA_VISIBLE_DEVICES leaves."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([each for each in visible.split(",") if each.strip()])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return [each.strip() for each in visible.split(",") if each.strip()]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
