@@ -18,7 +18,7 @@ from sidebranch.cli.study import split_flags
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict, differences, fingerprint
 from sidebranch.config.schema import Config
-from sidebranch.study import local
+from sidebranch.study import local, process
 from sidebranch.study.cells import plan
 from sidebranch.study.results import lines, records
 from sidebranch.study.spec import read_study
@@ -50,13 +50,13 @@ QUICK = [
 def spec(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(SPEC)
-    monkeypatch.setattr(local, "Popen", ForkedCommand)
+    monkeypatch.setattr(process, "Popen", ForkedCommand)
     monkeypatch.setattr(local, "POLL", 0.05)
     return "mine.yaml"
 
 
 def cells_of(spec, root="studies/mine", flags=QUICK, seeds=2, only=()):
-    return plan(read_study(spec), Path(root), range(seeds), only, flags)
+    return plan(read_study(spec), Path(root), range(seeds), only, flags)[0]
 
 
 def test_a_study_ends_with_a_table_and_runs_only_what_is_new(spec, capsys):
@@ -89,12 +89,11 @@ def test_a_study_ends_with_a_table_and_runs_only_what_is_new(spec, capsys):
 
 
 def test_cells_are_found_by_what_they_train(spec, tmp_path):
-    one, other = cells_of(spec), cells_of(spec, flags=[*QUICK, "--optim.lr", "0.013"])
+    one, configs = plan(read_study(spec), Path("studies/mine"), range(2), (), QUICK)
+    other, config = cells_of(spec, flags=[*QUICK, "--optim.lr", "0.013"]), configs[one[0].name]
     one[0].folder.root.mkdir(parents=True)
 
-    one[0].folder.write_config(
-        recipe.dump(replace(one[0].config, about="else", runtime=replace(one[0].config.runtime, log_every=3)))
-    )
+    one[0].folder.write_config(recipe.dump(replace(config, about="else", runtime=replace(config.runtime, log_every=3))))
     assert cells_of(spec)[0].folder == one[0].folder
     changed = cells_of(spec, flags=[*QUICK, "--optim.lr", "0.013"])
     assert changed[0].folder != one[0].folder  # another default or flag is another cell

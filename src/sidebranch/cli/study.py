@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -18,18 +14,13 @@ from sidebranch.cli.texts import STUDY_HELP
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict
 from sidebranch.config.schema import Config
-from sidebranch.errors import UserError
+from sidebranch.errors import UserError, nearest
 from sidebranch.runs.atomic_files import write_text
-from sidebranch.study.cells import Cell, State, adopt, plan
+from sidebranch.runs.lock import only_process
+from sidebranch.study.cells import INDEX, Cell, adopt, plan, read_cells, write_cells
 from sidebranch.study.spec import read_study, shipped
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from sidebranch.study.local import Running
-
 SETTINGS = "study.json"  # in the study's folder: the spec and the flags it was started with
-SHOWN = 30  # cells in the live table
 
 
 def parser() -> ArgumentParser:
@@ -39,6 +30,15 @@ def parser() -> ArgumentParser:
     made.add_argument("--seeds", type=int, default=0, help="Runs of each row. Default: the study's own.")
     made.add_argument("--only", type=str, nargs="+", default=[], help="Rows with this in recipe, network or variant.")
     made.add_argument("--parallel", type=int, default=1, help="Processes at a time; they share cores and GPUs out.")
+    made.add_argument(
+        "--launcher", choices=["local", "ray", "slurm"], default="local", help="Who starts the processes."
+    )
+    made.add_argument("--cpus", type=int, default=0, help="Threads of a process. Default: the cores, shared out.")
+    made.add_argument(
+        "--gpus", type=float, default=0.0, help="GPU of a process, or its share: 0.5. Default: one, if any."
+    )
+    made.add_argument("--ray.address", type=str, default="", help="Of a Ray cluster. Default: one on this machine.")
+    made.add_argument("--cell", type=str, default="", help="Train this cell of a started study alone.")
     made.add_argument("--retry", action="store_true", help="Train failed cells again.")
     made.add_argument("--adopt", type=str, nargs="+", default=[], help="Take finished runs from these folders.")
     made.add_argument("--status", action="store_true", help="Show the cells; train nothing.")
@@ -51,20 +51,42 @@ def run(arguments: Sequence[str]) -> int:
     if not own and not flags:
         raise UserError(f"study needs a spec: sidebranch study {'|'.join(list(shipped())[:3])}|...|FILE|FOLDER")
     options = parse(parser(), own)
-    if options.parallel < 1 or options.seeds < 0:
-        raise UserError("--parallel must be at least 1, and --seeds at least 1")
+    if options.parallel < 1 or options.seeds < 0 or options.cpus < 0 or options.gpus < 0:
+        raise UserError("--parallel and --seeds must be at least 1, --cpus and --gpus at least 0")
+    is_as_started = not (flags or options.seeds or options.only or options.adopt)
+    if options.cell:
+        return _train_one(options)
+    if (options.status or options.table) and is_as_started and (Path(options.spec) / INDEX).is_file():
+        return _show(read_cells(Path(options.spec)), options)  # nothing is parsed: at once, also of hundreds of cells
     root, spec, seeds, only, flags = _settings(options, flags)
     study = read_study(spec)
-    cells = plan(study, root, range(seeds or study.seeds), only, flags)
+    cells, configs = plan(study, root, range(seeds or study.seeds), only, flags)
     if options.status or options.table:
-        return _show(cells, options, root)
-    with _only_one(root):
+        return _show(cells, options)
+    root.mkdir(parents=True, exist_ok=True)
+    with only_process(root, "trains the study in", "wait for it, or stop it"):
         write_text(root / SETTINGS, json.dumps({"spec": spec, "seeds": seeds, "only": only, "flags": flags}) + "\n")
+        write_cells(root, cells, configs)
         for source in options.adopt:
             for name in adopt(cells, Path(source)):
                 print(f"adopted {name}")
-        status = _train(cells, options)
+        status = _train(cells, options, root)
         _write(cells, root)
+    return status
+
+
+def _train_one(options: Namespace) -> int:
+    """An element of a job array: one cell, beside those of other elements."""
+    from sidebranch.device import cores
+    from sidebranch.study.process import train_cell
+
+    known = {cell.name: cell for cell in read_cells(Path(options.spec))}
+    if options.cell not in known:
+        raise UserError(f"the study in '{options.spec}' has no cell '{options.cell}'; {nearest(options.cell, known)}")
+    cell = known[options.cell]
+    status = train_cell(cell, options.cpus or cores())
+    state = cell.state()
+    print(f"{cell.name}: {state.kind}, {state.epochs} of {cell.epochs} epochs {state.message}".rstrip())
     return status
 
 
@@ -95,96 +117,68 @@ def _settings(options: Namespace, flags: list[str]) -> tuple[Path, str, int, lis
     return root, spec, options.seeds, options.only, flags
 
 
-def _train(cells: Sequence[Cell], options: Namespace) -> int:
+def _train(cells: Sequence[Cell], options: Namespace, root: Path) -> int:
     """Trains what is not done, with a live table."""
     from rich.console import Console
     from rich.live import Live
 
     from sidebranch.device import cores
-    from sidebranch.study.local import gpus_here, run_cells
+    from sidebranch.study.progress import Progress
 
-    states = {cell.name: cell.state() for cell in cells}
-    damaged = [cell for cell in cells if states[cell.name].kind == "damaged"]
+    progress = Progress(cells)
+    damaged = progress.of("damaged")
     for cell in damaged:
-        print(f"sidebranch: {cell.name} is damaged: {states[cell.name].message}", file=sys.stderr)
-    wanted = ("waiting", "started", *(("failed",) if options.retry else ()))
-    todo = list({cell.name: cell for cell in cells if states[cell.name].kind in wanted}.values())
+        print(f"sidebranch: {cell.name} is damaged: {progress.states[cell.name].message}", file=sys.stderr)
+    todo = progress.of("waiting", "started", *(("failed",) if options.retry else ()))
     parallel = min(options.parallel, len(todo) or 1)
+    cpus = options.cpus or max(1, cores() // parallel)
+    if options.launcher == "slurm":
+        from sidebranch.study.slurm import SCRIPT, array_script
+
+        if not todo:
+            raise UserError("no cell of this study is left to train")
+        write_text(root / SCRIPT, array_script(todo, root, cpus, options.gpus, options.parallel))
+        print(f"{len(todo)} cells: sbatch {root / SCRIPT}; when they have ended: sidebranch study {root}")
+        return 0
     console = Console(highlight=False)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
-        status = run_cells(
-            todo,
-            parallel,
-            threads=max(1, cores() // parallel),
-            gpus=gpus_here(),
-            watch=lambda running: live.update(_table(cells, running, parallel)),
-        )
-    console.print(_table(cells, [], parallel))
-    failed = [cell for cell in cells if cell.state().kind == "failed"]
-    for cell in failed:
-        print(f"sidebranch: {cell.name} failed: {cell.state().message}; --retry trains it again", file=sys.stderr)
-    return status or int(bool(failed or damaged))
+
+        def watch(running: Sequence[Cell]) -> None:
+            progress.update(running)
+            live.update(progress.table())
+
+        if options.launcher == "ray":
+            from sidebranch.study import ray_tasks
+
+            status = ray_tasks.run_cells(todo, options["ray.address"], cpus, options.gpus, parallel, watch)
+        else:
+            from sidebranch.study import local
+
+            gpus = local.gpus_here()
+            slots = local.slots_of(parallel, gpus, local.free_memory(gpus) if gpus else [], options.gpus or 1)
+            progress.parallel = len(slots)
+            status = local.run_cells(todo, slots, cpus, watch)
+    progress = Progress(cells, parallel)
+    console.print(progress.table())
+    for cell in progress.of("failed"):
+        message = progress.states[cell.name].message
+        print(f"sidebranch: {cell.name} failed: {message}; --retry trains it again", file=sys.stderr)
+    return status or int(bool(damaged or progress.of("failed")))
 
 
-def _table(cells: Sequence[Cell], running: Sequence[Running], parallel: int) -> RenderableType:
-    """Cells that are running, waiting, done and failed, with what is left of the time."""
-    from rich.table import Table
-
-    states = {cell.name: cell.state() for cell in cells}
-    now = {each.cell.name for each in running}
-    counts = {kind: sum(state.kind == kind for state in states.values()) for kind in ("done", "failed", "damaged")}
-    left = [_seconds_left(cell, states, cells) for cell in cells if states[cell.name].kind in ("waiting", "started")]
-    known = [each for each in left if each is not None]
-    total = f", about {_duration(sum(known) / max(1, parallel))} left" if known and len(known) == len(left) else ""
-    rest = len(cells) - sum(counts.values()) - len(now)
-    title = f"{counts['done']} of {len(cells)} done, {len(now)} running, {rest} waiting, {counts['failed']} failed"
-    table = Table(title=title + total, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("cell", "state", "epoch", "main, %", "left"):
-        table.add_column(heading, justify="left" if heading in ("cell", "state") else "right", overflow="fold")
-    order = sorted(cells, key=lambda cell: (cell.name not in now, states[cell.name].kind != "failed"))
-    for cell in order[:SHOWN]:
-        state = states[cell.name]
-        seconds = _seconds_left(cell, states, cells) if state.kind in ("waiting", "started") else None
-        table.add_row(
-            cell.name,
-            "running" if cell.name in now else state.kind,
-            f"{state.epochs}/{cell.config.optim.epochs}",
-            "" if state.error is None else f"{state.error:.2f}",
-            "" if seconds is None else _duration(seconds),
-        )
-    if len(cells) > SHOWN:
-        table.add_row(f"and {len(cells) - SHOWN} more")
-    return table
-
-
-def _seconds_left(cell: Cell, states: dict[str, State], cells: Sequence[Cell]) -> float | None:
-    """By the time of an epoch: its own, else that of another seed of its row, else None."""
-    same = [cell, *(other for other in cells if other.row == cell.row)]
-    for other in same:
-        state = states[other.name]
-        if state.epochs:
-            epochs = cell.config.optim.epochs - states[cell.name].epochs
-            return epochs * state.seconds / state.epochs
-    return None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _show(cells: Sequence[Cell], options: Namespace, root: Path) -> int:
+def _show(cells: Sequence[Cell], options: Namespace) -> int:
     from rich.console import Console
 
-    from sidebranch.study.results import check_done, lines, markdown, records
+    from sidebranch.study.progress import Progress
+    from sidebranch.study.results import lines, markdown, records
 
-    if options.table:
-        found = records(cells)
-        check_done(found)
-        print(markdown(lines(cells, found)), end="")
+    if not options.table:
+        Console(highlight=False).print(Progress(cells).table())
         return 0
-    Console(highlight=False).print(_table(cells, [], 1))
+    found = records(cells)
+    if not found:
+        raise UserError("no cell of this study is done yet")
+    print(markdown(lines(cells, found)), end="")
     return 0
 
 
@@ -203,28 +197,3 @@ def _write(cells: Sequence[Cell], root: Path) -> None:
     write_text(root / "table.csv", comma_separated(made))
     write_report(list(found.values()), root / "report.html", root.name)
     print(f"{markdown(made)}\n{root / 'table.md'}, table.csv, results.jsonl, report.html")
-
-
-@contextmanager
-def _only_one(root: Path) -> Iterator[None]:
-    """Holds a study's folder against other processes.
-
-    Raises:
-        UserError: another process trains this study; it names its number and machine.
-    """
-    from filelock import FileLock, Timeout
-
-    root.mkdir(parents=True, exist_ok=True)
-    lock, owner = FileLock(root / ".lock"), root / ".owner"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        who = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "another process"
-        raise UserError(f"{who} trains the study in '{root}'; wait for it, or stop it") from error
-    except (OSError, NotImplementedError):
-        print("this file system has no locks: a second study in this folder would not be noticed")
-    write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
-    try:
-        yield
-    finally:
-        lock.release()

@@ -20,6 +20,7 @@ from sidebranch.config.schema import Config
 from sidebranch.errors import Notice, UserError, nearest
 
 CONFIG_FILE = "config.yaml"
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast
 FORMER_NAMES = {"folder/resnet32": "folder/scratch"}
 
 
@@ -162,7 +163,7 @@ def load(path: Path) -> Config:
 
 def dump(config: Config) -> str:
     """All fields as YAML; `load` of it gives an equal config."""
-    return yaml.safe_dump(as_dict(config), sort_keys=False)
+    return yaml.dump(as_dict(config), Dumper=_Dumper, sort_keys=False)
 
 
 def dump_changes(config: Config) -> str:

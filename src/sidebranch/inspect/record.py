@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Sequence
@@ -75,8 +74,7 @@ def read_record(folder: RunFolder) -> Record:
     if not folder.config.is_file() or not folder.metrics.is_file():
         raise UserError(f"'{folder.root}' is no run folder with a finished epoch: it lacks config.yaml or metrics.csv")
     try:
-        with open(folder.metrics, encoding="utf-8", newline="") as file:
-            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = folder.read_metrics()
         environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
     except ValueError as error:
         raise UserError(f"metrics.csv or environment.json of '{folder.root}' cannot be read: {error}") from error

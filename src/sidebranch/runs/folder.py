@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidebranch.errors import UserError
 from sidebranch.runs.atomic_files import copy_file, write_text
+from sidebranch.runs.lock import LOCK, OWNER, only_process
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,8 @@ class RunFolder:
             self.config,
             self.environment,
             self.classes,
-            self.root / ".lock",
+            self.root / LOCK,
+            self.root / OWNER,
             *self.root.glob("events.out.tfevents.*"),
         ):
             path.unlink(missing_ok=True)
@@ -155,6 +157,17 @@ class RunFolder:
         writer.writerows(rows)
         write_text(self.metrics, text.getvalue())
 
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv, one an epoch; none if there is no such file.
+
+        Raises:
+            ValueError: a value is no number.
+        """
+        if not self.metrics.is_file():
+            return []
+        with open(self.metrics, encoding="utf-8", newline="") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
     def write_environment(self, device: torch.device, **facts: Any) -> None:
         """Versions, hardware and git revision, to reproduce the numbers.
 
@@ -191,20 +204,8 @@ class RunFolder:
         Raises:
             UserError: another process holds the lock.
         """
-        from filelock import FileLock, Timeout  # slow to import, and not needed to read a run
-
-        lock = FileLock(self.root / ".lock")
-        is_locked = True
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"another process is training in '{self.root}'; wait, or give another --output") from error
-        except (OSError, NotImplementedError):
-            is_locked = False
-        try:
+        with only_process(self.root, "is training in", "wait, or give another --output") as is_locked:
             yield is_locked
-        finally:
-            lock.release()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -1,31 +1,37 @@
 """The cells of a study: one run each, found in the study's folder by what its config trains. No torch.
 
-In: a study, seeds and flags. Out: `Cell`s with their folders and states.
+In: a study, seeds and flags. Out: `Cell`s with their folders and states, and their configs. `cells.json` lists them, so
+that a study is shown without its recipes being read again.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict, fingerprint
 from sidebranch.config.schema import Config
-from sidebranch.errors import UserError
+from sidebranch.errors import Notice, UserError, reason
+from sidebranch.runs.atomic_files import write_text
 from sidebranch.runs.folder import RunFolder
+from sidebranch.runs.lock import OWNER
 from sidebranch.runs.teacher_file import with_teacher_hash
 from sidebranch.study.spec import Row, Study
 
 ADOPTED = "adopted"  # a file in the folder of a run that was copied from elsewhere
+INDEX = "cells.json"
 SMALL_FILES = ("config.yaml", "metrics.csv", "environment.json", "classes.json", "rankings.json", "model.safetensors")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+_BROKEN = (OSError, ValueError, AttributeError, yaml.YAMLError, UserError)
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,16 @@ class Cell:
     Attributes:
         row: of the study's table.
         seed: of the run.
-        config: the whole config.
+        epochs: that it trains.
+        trains: the fingerprint of its config.
         folder: of the run, in the study's `cells/`.
         logs: of the study; `logs/CELL.json` has the exit status.
     """
 
     row: Row
     seed: int
-    config: Config
+    epochs: int
+    trains: str
     folder: RunFolder
     logs: Path
 
@@ -69,15 +77,23 @@ class Cell:
     def name(self) -> str:
         return self.folder.root.name
 
+    def log(self, kind: str) -> Path:
+        """A file of its own in `logs/`: `yaml`, its config; `log` and `err`, what it printed."""
+        return self.logs / f"{self.name}.{kind}"
+
     @property
     def outcome(self) -> Path:
         """Exit status and message of the last attempt, JSON."""
-        return self.logs / f"{self.name}.json"
+        return self.log("json")
+
+    def is_held(self) -> bool:
+        """Whether a process trains it, on any machine; also one that was killed, until it goes on."""
+        return (self.folder.root / OWNER).is_file()
 
     def state(self) -> State:
         """What the files say."""
         try:
-            rows = read_rows(self.folder)
+            rows = self.folder.read_metrics()
             failure = json.loads(self.outcome.read_text(encoding="utf-8")) if self.outcome.is_file() else {}
         except (OSError, ValueError, KeyError) as error:
             return State("damaged", message=f"{type(error).__name__}: {error}")
@@ -85,23 +101,17 @@ class Cell:
         error = last.get("val/top1/main", last.get("val/mAP/main"))
         epochs, seconds = int(last.get("epoch", 0)), last.get("seconds", 0.0)
         is_done = self.folder.weights.is_file() or (self.folder.root / ADOPTED).is_file()
-        if is_done and epochs >= self.config.optim.epochs:
+        if is_done and epochs >= self.epochs:
             return State("done", epochs, seconds, error)
         if failure.get("message"):
             return State("failed", epochs, seconds, error, failure["message"])
         return State("started" if self.folder.config.is_file() else "waiting", epochs, seconds, error)
 
 
-def read_rows(folder: RunFolder) -> list[dict[str, float]]:
-    """The rows of metrics.csv; none if there is no such file."""
-    if not folder.metrics.is_file():
-        return []
-    with open(folder.metrics, encoding="utf-8", newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def plan(study: Study, root: Path, seeds: Sequence[int], only: Sequence[str], flags: Sequence[str]) -> list[Cell]:
-    """The cells of a study, row by row, with the folders that they have or will have.
+def plan(
+    study: Study, root: Path, seeds: Sequence[int], only: Sequence[str], flags: Sequence[str]
+) -> tuple[list[Cell], dict[str, Config]]:
+    """The cells of a study, row by row, with the folders that they have or will have; and cell to config.
 
     Args:
         study: the table.
@@ -113,24 +123,62 @@ def plan(study: Study, root: Path, seeds: Sequence[int], only: Sequence[str], fl
     Raises:
         UserError: a recipe or a flag is wrong, or no row is left.
     """
-    configs = [(row, row.config(flags)) for row in study.rows]
-    configs = [(row, config) for row, config in configs if all(each in _words(row, config) for each in only)]
-    if not configs:
+    rows = [(row, row.config(flags)) for row in study.rows]
+    rows = [(row, config) for row, config in rows if all(each in _words(row, config) for each in only)]
+    if not rows:
         raise UserError(f"no row of the study {study.name} has {' and '.join(only)} in its recipe, network or variant")
     known = _known(root)
-    cells, taken = [], set(known.values())
-    for row, config in configs:
+    cells, configs, taken = [], {}, set(known.values())
+    for row, config in rows:
         for seed in seeds:
             name = _slug(f"{row.recipe}-{row.variant}-seed{seed}")
             own = with_teacher_hash(replace(config, seed=seed, name=config.name or _slug(row.recipe)))
-            path = known.get(fingerprint(as_dict(own)))
+            trains = fingerprint(as_dict(own))
+            path = known.get(trains)
             if path is None:
                 names = [name, *(f"{name}-{count}" for count in range(2, 1000))]
                 path = next(each for each in (root / "cells" / each for each in names) if each not in taken)
                 taken.add(path)
-                known[fingerprint(as_dict(own))] = path  # rows that train the same share a run
-            cells.append(Cell(row, seed, own, RunFolder(path), root / "logs"))
-    return cells
+                known[trains] = path  # rows that train the same share a run
+            cells.append(Cell(row, seed, own.optim.epochs, trains, RunFolder(path), root / "logs"))
+            configs[path.name] = own
+    return cells, configs
+
+
+def write_cells(root: Path, cells: Sequence[Cell], configs: dict[str, Config]) -> None:
+    """Writes what processes and machines need to train the cells: `cells.json` and a config each."""
+    for cell in cells:
+        if not cell.log("yaml").is_file() or recipe.dump(configs[cell.name]) != cell.log("yaml").read_text("utf-8"):
+            cell.logs.mkdir(parents=True, exist_ok=True)
+            write_text(cell.log("yaml"), recipe.dump(configs[cell.name]))
+    listed = [
+        {"name": cell.name, "seed": cell.seed, "epochs": cell.epochs, "trains": cell.trains, "row": asdict(cell.row)}
+        for cell in cells
+    ]
+    write_text(root / INDEX, json.dumps(listed) + "\n")
+
+
+def read_cells(root: Path) -> list[Cell]:
+    """The cells of a study that was started.
+
+    Raises:
+        UserError: its list is missing or damaged.
+    """
+    try:
+        listed = json.loads((root / INDEX).read_text(encoding="utf-8"))
+        return [
+            Cell(
+                Row(**each["row"]),
+                each["seed"],
+                each["epochs"],
+                each["trains"],
+                RunFolder(root / "cells" / each["name"]),
+                root / "logs",
+            )
+            for each in listed
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{root / INDEX}' cannot be read ({error}); start the study again to write it anew") from error
 
 
 def adopt(cells: Sequence[Cell], source: Path) -> list[str]:
@@ -142,17 +190,16 @@ def adopt(cells: Sequence[Cell], source: Path) -> list[str]:
     Raises:
         UserError: there is no finished run, or none of them trains what a cell trains.
     """
-    found = [path.parent for path in sorted(source.rglob("config.yaml")) if (path.parent / "metrics.csv").is_file()]
-    if not found:
+    runs = _trained(path for path in sorted(source.rglob("config.yaml")) if (path.parent / "metrics.csv").is_file())
+    if not runs:
         raise UserError(f"'{source}' has no run with a finished epoch")
-    runs = {fingerprint(_read(path / "config.yaml")): path for path in found}
     adopted = []
     for cell in cells:
-        path = runs.get(fingerprint(as_dict(cell.config)))
+        path = runs.get(cell.trains)
         if path is None or cell.folder.config.is_file():
             continue
-        rows = read_rows(RunFolder(path))
-        if not rows or rows[-1]["epoch"] < cell.config.optim.epochs:
+        rows = RunFolder(path).read_metrics()
+        if not rows or rows[-1]["epoch"] < cell.epochs:
             raise UserError(f"'{path}' is not finished; continue it first: sidebranch train {path} --resume")
         cell.folder.root.mkdir(parents=True)
         for name in SMALL_FILES:
@@ -165,6 +212,17 @@ def adopt(cells: Sequence[Cell], source: Path) -> list[str]:
     return adopted
 
 
+def _trained(paths: Iterable[Path]) -> dict[str, Path]:
+    """Fingerprint to folder, of config files; those that are none are named and passed over."""
+    found = {}
+    for path in paths:
+        try:
+            found[fingerprint(_read(path))] = path.parent
+        except _BROKEN as error:
+            warnings.warn(f"'{path}' is no config of a run ({reason(error)})", Notice, stacklevel=2)
+    return found
+
+
 def _known(root: Path) -> dict[str, Path]:
     """Fingerprint to folder, of the runs in a study's folder."""
     found = {}
@@ -173,13 +231,18 @@ def _known(root: Path) -> dict[str, Path]:
             continue
         try:
             found[fingerprint(_read(path))] = path.parent
-        except (ValueError, yaml.YAMLError, AttributeError) as error:
-            raise UserError(f"'{path}' is damaged ({error}); remove '{path.parent}' to train this cell anew") from error
+        except _BROKEN as error:
+            raise UserError(
+                f"'{path}' is damaged ({reason(error)}); remove '{path.parent}' to train this cell anew"
+            ) from error
     return found
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping")
+    return content
 
 
 def _words(row: Row, config: Config) -> str:

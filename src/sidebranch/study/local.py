@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import Popen
+from subprocess import CalledProcessError, Popen, check_output
 from types import FrameType
 
-from sidebranch.config import recipe
-from sidebranch.runs.atomic_files import write_text
+from sidebranch.errors import UserError
+from sidebranch.study import process
 from sidebranch.study.cells import Cell
-from sidebranch.study.replicas import FORWARDED, die_with_parent
+from sidebranch.study.replicas import FORWARDED
 
 POLL = 0.5  # seconds
+IDLE = 0.05  # of a GPU's memory: what an idle one may show as used
 
 
 @dataclass
@@ -31,15 +30,14 @@ class Running:
 
 
 def run_cells(
-    cells: Sequence[Cell], parallel: int, threads: int, gpus: Sequence[str], watch: Callable[[Sequence[Running]], None]
+    cells: Sequence[Cell], slots: Sequence[str | None], threads: int, watch: Callable[[Sequence[Cell]], None]
 ) -> int:
     """Trains cells until all have ended or a signal comes, which is handed on to their processes.
 
     Args:
         cells: to train, in order; those with a run are resumed.
-        parallel: processes at a time.
+        slots: a process at a time each: the name of its GPU, as in CUDA_VISIBLE_DEVICES, or None.
         threads: that each may compute with.
-        gpus: names of the devices, as in CUDA_VISIBLE_DEVICES; the processes take them in turns.
         watch: called twice a second with the running cells.
 
     Returns:
@@ -57,52 +55,47 @@ def run_cells(
     previous = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         while running or (waiting and not received):
-            while waiting and len(running) < parallel and not received:
+            while waiting and len(running) < len(slots) and not received:
                 taken = {each.slot for each in running}
-                slot = next(number for number in range(parallel) if number not in taken)
-                running.append(_start(waiting.pop(0), slot, threads, gpus))
-            watch(running)
+                slot = next(number for number in range(len(slots)) if number not in taken)
+                cell = waiting.pop(0)
+                running.append(Running(cell, process.start(cell, threads, slots[slot]), slot))
+            watch([each.cell for each in running])
             time.sleep(POLL)
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
-                failed |= not _note(each)
-        watch(running)
+                failed |= not process.is_well(each.cell, each.process.returncode)
+        watch([])
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 128 + received[0] if received else int(failed)
 
 
-def _start(cell: Cell, slot: int, threads: int, gpus: Sequence[str]) -> Running:
-    cell.logs.mkdir(parents=True, exist_ok=True)
-    config = cell.logs / f"{cell.name}.yaml"
-    write_text(config, recipe.dump(cell.config))
-    cell.outcome.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sidebranch", "train", str(config), "--output", str(cell.folder.root)]
-    command += ["--resume"] if cell.folder.is_used() else []
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    with open(_log(cell, "log"), "ab") as out, open(_log(cell, "err"), "wb") as err:
-        process = Popen(
-            command, env=environment, stdout=out, stderr=err, start_new_session=True, preexec_fn=die_with_parent()
+def slots_of(parallel: int, gpus: Sequence[str], free: Sequence[float], share: float) -> list[str | None]:
+    """What each process computes on: GPUs in turns, as many processes on one as its free memory holds.
+
+    Args:
+        parallel: processes that are wanted.
+        gpus: names of the devices; none: the CPU.
+        free: share of each device's memory that nobody uses.
+        share: of a device's memory that a process may take.
+
+    Returns:
+        At most `parallel` places.
+
+    Raises:
+        UserError: no device has that much memory left.
+    """
+    if not gpus:
+        return [None] * parallel
+    room = [int((each + IDLE) / share) for each in free]
+    if not any(room):
+        raise UserError(
+            f"no GPU has {share:.0%} of its memory left (the most is {max(free):.0%}); give a lower --gpus, or wait"
         )
-    return Running(cell, process, slot)
-
-
-def _note(ended: Running) -> bool:
-    """Keeps a failure's message; returns whether the cell is done, or was stopped and can be resumed."""
-    status = ended.process.returncode
-    if status == 0 or status in [128 + number for number in FORWARDED]:
-        return True
-    lines = _log(ended.cell, "err").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    message = lines[-1] if lines else f"ended with status {status}"
-    write_text(ended.cell.outcome, json.dumps({"status": status, "message": message}) + "\n")
-    return False
-
-
-def _log(cell: Cell, kind: str) -> Path:
-    return cell.logs / f"{cell.name}.{kind}"
+    rounds = [gpu for turn in range(max(room)) for gpu, places in zip(gpus, room, strict=True) if turn < places]
+    return list(rounds[:parallel])
 
 
 def gpus_here() -> list[str]:
@@ -111,3 +104,13 @@ def gpus_here() -> list[str]:
     if visible is not None:
         return [each.strip() for each in visible.split(",") if each.strip()]
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def free_memory(gpus: Sequence[str]) -> list[float]:
+    """The share of each device's memory that nobody uses, as nvidia-smi says; 1 where it cannot be asked."""
+    query = ["--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits", f"--id={','.join(gpus)}"]
+    try:
+        lines = check_output(["nvidia-smi", *query], text=True).strip().splitlines()
+        return [int(free) / int(total) for free, total in (line.split(",") for line in lines)]
+    except (OSError, CalledProcessError, ValueError):
+        return [1.0] * len(gpus)

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sidebranch.config.compare import as_dict, fingerprint
-from sidebranch.errors import UserError
 from sidebranch.inspect.record import Record, Spread, read_record, spread
 from sidebranch.inspect.significance import Gain, gain
 from sidebranch.runs.headline import TOP1
@@ -164,7 +162,7 @@ def json_line(cell: Cell, record: Record) -> str:
         "device": known.get("device"),
         "choices": known.get("choices", {}),
         "revision": known.get("git_revision"),
-        "config": fingerprint(as_dict(cell.config)),
+        "config": cell.trains,
         "weights": _sha256(cell),
     }
     return json.dumps(row)
@@ -173,9 +171,3 @@ def json_line(cell: Cell, record: Record) -> str:
 def _sha256(cell: Cell) -> str | None:
     path = cell.folder.weights
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def check_done(found: dict[str, Record]) -> None:
-    """Raises UserError if no cell is done."""
-    if not found:
-        raise UserError("no cell of this study is done yet")

@@ -96,12 +96,7 @@ def read_study(name: str) -> Study:
     path = shipped().get(name) or Path(name)
     if not path.is_file():
         raise UserError(f"no study '{name}', neither shipped nor a file; {nearest(name, shipped())}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("groups"), list):
-        raise UserError(f"{path} is no study: it needs `groups`, a list of recipes and variants")
-    for key in content:
-        if key not in KEYS:
-            raise UserError(f"{path}: unknown key '{key}'; {nearest(key, KEYS)}")
+    content = _content(path)
     published, names = content.get("published", {}), {name for group in content["groups"] for name in group["recipes"]}
     of_recipes = {name: recipe.load(recipe.find(name)).published.results for name in names}
     rows = [
@@ -111,6 +106,26 @@ def read_study(name: str) -> Study:
         for variant, settings in group["variants"].items()
     ]
     return Study(path.stem, content.get("about", ""), content.get("note", ""), content.get("seeds", 5), tuple(rows))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a study's file holds, its structure checked."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no study: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("groups"), list):
+        raise UserError(f"{path} is no study: it needs `groups`, a list of recipes and variants")
+    for key in content:
+        if key not in KEYS:
+            raise UserError(f"{path}: unknown key '{key}'; {nearest(key, KEYS)}")
+    for group in content["groups"]:
+        if not isinstance(group, dict) or set(group) != {"recipes", "variants"}:
+            raise UserError(f"{path}: every group is `recipes`, a list, and `variants`, a mapping")
+        for name, settings in group["variants"].items():
+            if not isinstance(settings, dict) or "method" not in settings:
+                raise UserError(f"{path}: the variant '{name}' must be fields and values, such as {{method: dhm}}")
+    return content
 
 
 def _of_method(results: dict[str, dict[str, float]], settings: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,107 @@
+"""Cells as tasks of Ray and as elements of a SLURM array end as they would on one machine."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import sidebranch as sb
+from forked import ForkedCommand
+from sidebranch.cli import main
+from sidebranch.study import local, process, ray_tasks
+from sidebranch.study.cells import plan, read_cells, write_cells
+from sidebranch.study.progress import Progress
+from sidebranch.study.spec import Row, Study
+
+STUDY = Study("mine", "", "", 2, (Row("digits/demo", "base, line", {"method": "baseline"}, {}),))
+QUICK = ["--model.name", "cifar_resnet8", "--data.limit", "150", "--data.val_limit", "60"]
+QUICK += ["--runtime.precision", "32-true", "--runtime.compile", "false"]
+
+
+def started(root, epochs):
+    cells, configs = plan(STUDY, root, range(2), (), [*QUICK, "--optim.epochs", str(epochs)])
+    write_cells(root, cells, configs)
+    return cells
+
+
+def test_a_lost_ray_worker_costs_nothing(tmp_path):
+    cells, killed = started(tmp_path, 10), []
+
+    def watch(running):
+        for cell in running:
+            if not killed and cell.state().epochs >= 2:
+                trainer = int((cell.folder.root / ".owner").read_text().split()[1])
+                worker = int(Path(f"/proc/{trainer}/stat").read_text().split()[3])
+                os.kill(worker, signal.SIGKILL)
+                killed.append(cell)
+
+    assert ray_tasks.run_cells(cells, "", 1, 0, 2, watch) == 0
+    assert [cell.state().kind for cell in cells] == ["done", "done"]
+    resumed = [cell for cell in cells if "resumed" in json.loads(cell.folder.environment.read_text())]
+    assert resumed == killed
+    assert [row["epoch"] for row in killed[0].folder.read_metrics()] == list(range(1, 11))
+
+
+def test_an_element_of_a_slurm_array_trains_its_cell(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process, "Popen", ForkedCommand)
+    (tmp_path / "my study.yaml").write_text(
+        "seeds: 2\ngroups:\n- recipes: [digits/demo]\n  variants: {'base, line': {method: baseline}}\n"
+    )
+    command = ["study", "my study.yaml", "--launcher", "slurm", "--cpus", "2", "--gpus", "1"]
+    assert main([*command, *QUICK, "--optim.epochs", "1"]) == 0
+    script = tmp_path / "studies" / "my study" / "array.sbatch"
+    assert f"2 cells: sbatch {script.relative_to(tmp_path)}" in capsys.readouterr().out
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    (fake / "srun").write_text('#!/bin/sh\nshift\nshift\nshift\nprintf "%s\\n" "$@"\nexit 138\n')
+    (fake / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
+    for each in fake.iterdir():
+        each.chmod(0o755)
+    around = {"PATH": f"{fake}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "7"}
+    ran = subprocess.run(["bash", str(script)], env=around, capture_output=True, text=True, check=False)
+    *_, root, flag, name, requeued = ran.stdout.splitlines()
+    assert (Path(root), flag, requeued) == (script.parent, "--cell", "requeue 7_1")
+    assert ran.returncode == 138
+    assert "#SBATCH --array=0-1%1\n" in script.read_text()
+    assert "#SBATCH --gpus-per-task=1\n" in script.read_text()
+    assert main(["study", root, flag, name]) == 0
+    assert [cell.state().kind for cell in read_cells(script.parent)] == ["waiting", "done"]
+    assert main(["study", root, flag, name[:-1]]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_processes_share_gpus_by_their_free_memory():
+    assert local.slots_of(3, [], [], 1) == [None] * 3
+    assert local.slots_of(5, ["0", "3"], [1.0, 0.4], 0.25) == ["0", "3", "0", "0", "0"]
+    assert local.slots_of(4, ["0", "1"], [0.97, 0.2], 1) == ["0"]
+    with pytest.raises(sb.UserError, match=r"no GPU has 50% of its memory left \(the most is 30%\)"):
+        local.slots_of(1, ["0"], [0.3], 0.5)
+
+
+def test_hundreds_of_cells_are_shown_without_their_recipes(tmp_path, monkeypatch, capsys):
+    rows = tuple(Row("digits/demo", f"lr {number}", {"method": "baseline"}, {}) for number in range(60))
+    cells, configs = plan(Study("mine", "", "", 5, rows[:1]), tmp_path, range(5), (), QUICK)
+    many = [
+        type(cell)(
+            row, cell.seed, cell.epochs, cell.trains, type(cell.folder)(tmp_path / "cells" / f"{place}-{n}"), cell.logs
+        )
+        for place, row in enumerate(rows)
+        for n, cell in enumerate(cells)
+    ]
+    write_cells(tmp_path, many, {cell.name: configs[cells[0].name] for cell in many})
+    many[7].folder.root.mkdir(parents=True)
+    many[7].folder.metrics.write_text("epoch,seconds,val/top1/main\n3,6,50\n")
+    many[8].folder.root.mkdir(parents=True)
+    many[8].folder.metrics.write_text("epoch,seconds,val/top1/main\n3,6,none\n")
+    monkeypatch.setattr("sidebranch.config.recipe.parse", None)
+    assert main(["study", str(tmp_path), "--status"]) == 0
+    out = capsys.readouterr().out
+    assert "0 of 300 done, 0 running, 299 waiting, 0 failed, 1 damaged" in out
+    progress = Progress(many)
+    monkeypatch.setattr(type(many[0]), "state", None)
+    progress.update([])  # reads nothing again
+    assert "0 of 300 done" in str(progress.table().renderables[0])
