@@ -74,8 +74,10 @@ def test_a_study_ends_with_a_table_and_runs_only_what_is_new(spec, capsys):
     ]
     assert all(len(row["weights"]) == len(row["config"]) == 64 and row["images"]["val"] == 60 for row in rows)
     assert "<svg" in Path("studies/mine/report.html").read_text()
+    assert [sorted(row["macs"]) for row in rows] == [["main"], ["main"], ["b1", "main"], ["b1", "main"]]
+    assert "| 1.00 | 1.00 |" in table.splitlines()[2]
     found = records(cells_of(spec))
-    (_, wide) = lines(cells_of(spec), found)
+    (_, wide) = lines(cells_of(spec), found, {})
     values = {name: record.value("main") for name, record in found.items()}
     pairs = [values[f"digits-demo-wide-seed{seed}"] - values[f"digits-demo-baseline-seed{seed}"] for seed in (0, 1)]
     assert wide.change.points == pytest.approx(sum(pairs) / 2)

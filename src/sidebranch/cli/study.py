@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
             for name in adopt(cells, Path(source)):
                 print(f"adopted {name}")
         status = _train(cells, options, root)
-        _write(cells, root)
+        _write(cells, configs, root)
     return status
 
 
@@ -169,6 +169,7 @@ def _train(cells: Sequence[Cell], options: Namespace, root: Path) -> int:
 def _show(cells: Sequence[Cell], options: Namespace) -> int:
     from rich.console import Console
 
+    from sidebranch.study.costs import read_costs
     from sidebranch.study.progress import Progress
     from sidebranch.study.results import lines, markdown, records
 
@@ -178,20 +179,22 @@ def _show(cells: Sequence[Cell], options: Namespace) -> int:
     found = records(cells)
     if not found:
         raise UserError("no cell of this study is done yet")
-    print(markdown(lines(cells, found)), end="")
+    print(markdown(lines(cells, found, read_costs(cells[0].logs.parent))), end="")
     return 0
 
 
-def _write(cells: Sequence[Cell], root: Path) -> None:
+def _write(cells: Sequence[Cell], configs: dict[str, Config], root: Path) -> None:
     """results.jsonl, table.md, table.csv and the page, of what is done."""
     from sidebranch.inspect.report import write_report
+    from sidebranch.study.costs import count_costs
     from sidebranch.study.results import comma_separated, json_line, lines, markdown, records
 
     found = records(cells)
     if not found:
         return
-    made = lines(cells, found)
-    rows = {json_line(cell, found[cell.name]): None for cell in cells if cell.name in found}
+    macs = count_costs(root, [cell for cell in cells if cell.name in found], configs)
+    made = lines(cells, found, macs)
+    rows = {json_line(cell, found[cell.name], macs): None for cell in cells if cell.name in found}
     write_text(root / "results.jsonl", "\n".join(rows) + "\n")
     write_text(root / "table.md", markdown(made))
     write_text(root / "table.csv", comma_separated(made))

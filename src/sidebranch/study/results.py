@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from sidebranch.inspect.record import Record, Spread, read_record, spread
 from sidebranch.inspect.significance import Gain, gain
 from sidebranch.runs.headline import TOP1
 from sidebranch.study.cells import Cell
+
+Macs = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Line:
         best: main's best epoch, in percent; optimistic.
         change: the paired difference to the recipe's baseline; None for the baseline itself, or without one.
         seconds: of training, as a multiple of the baseline's; None without one.
+        macs: multiply-adds of a training step, as a multiple of those of main alone; None if they are not known.
         published: the papers' result, in percent; None if there is none.
         missing: cells that are not done.
     """
@@ -37,6 +40,7 @@ class Line:
     best: Spread | None
     change: Gain | None
     seconds: float | None
+    macs: float | None
     published: float | None
     missing: int
 
@@ -46,8 +50,14 @@ def records(cells: Sequence[Cell]) -> dict[str, Record]:
     return {cell.name: read_record(cell.folder) for cell in cells if cell.state().kind == "done"}
 
 
-def lines(cells: Sequence[Cell], found: dict[str, Record]) -> list[Line]:
-    """The table, in the order of the cells."""
+def lines(cells: Sequence[Cell], found: dict[str, Record], macs: Macs) -> list[Line]:
+    """The table, in the order of the cells.
+
+    Args:
+        cells: of the study.
+        found: cell to its run, of those that are done.
+        macs: cell to the multiply-adds of its classifiers, where they are known.
+    """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.row.recipe, cell.row.variant), []).append(cell)
@@ -75,6 +85,7 @@ def lines(cells: Sequence[Cell], found: dict[str, Record]) -> list[Line]:
                 spread([found[cell.name].best for cell in done]) if done else None,
                 change,
                 sum(times) / len(times) / (sum(base_times) / len(base_times)) if times and base_times else None,
+                _times_main(macs.get(done[0].name)) if done else None,
                 published.get("top1", published.get("mAP")),
                 len(group) - len(done),
             )
@@ -83,15 +94,23 @@ def lines(cells: Sequence[Cell], found: dict[str, Record]) -> list[Line]:
 
 
 def _baseline_of(name: str, group: Sequence[Cell], groups: dict[tuple[str, str], list[Cell]]) -> Sequence[Cell] | None:
-    """The group of the same recipe and settings with nothing but another method: baseline."""
-    wanted = {key: value for key, value in group[0].row.settings.items() if key.startswith("data.")}
+    """The group of the same recipe, network and data with nothing but another method: baseline."""
+    wanted = _task(group[0].row.settings)
     for (other, _), cells in groups.items():
         settings = cells[0].row.settings
-        is_plain = {key for key in settings if not key.startswith("data.")} == {"method"}
-        same_data = {key: value for key, value in settings.items() if key.startswith("data.")} == wanted
-        if other == name and is_plain and settings["method"] == "baseline" and same_data:
+        is_plain = settings["method"] == "baseline" and len(settings) == len(_task(settings)) + 1
+        if other == name and is_plain and _task(settings) == wanted:
             return cells
     return None
+
+
+def _task(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What two variants must share to be compared: the network and the data."""
+    return {key: value for key, value in settings.items() if key.startswith(("data.", "model."))}
+
+
+def _times_main(macs: Mapping[str, float] | None) -> float | None:
+    return sum(macs.values()) / macs["main"] if macs else None
 
 
 def _by_seed(cells: Sequence[Cell], found: dict[str, Record]) -> dict[int, float]:
@@ -101,7 +120,17 @@ def _by_seed(cells: Sequence[Cell], found: dict[str, Record]) -> dict[int, float
 def markdown(made: Sequence[Line]) -> str:
     """The table in Markdown."""
     columns = list(dict.fromkeys(column for line in made for column in line.values))
-    heads = ["recipe", "variant", *columns, "main's best epoch", "n", "main less the baseline's", "time", "published"]
+    heads = [
+        "recipe",
+        "variant",
+        *columns,
+        "main's best epoch",
+        "n",
+        "main less the baseline's",
+        "MACs",
+        "time",
+        "published",
+    ]
     text = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     text += ["| " + " | ".join(_texts(line, columns)) + " |" for line in made]
     return "\n".join(text) + "\n"
@@ -113,13 +142,15 @@ def comma_separated(made: Sequence[Line]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     pairs = [f"{column} {what}" for column in columns for what in ("mean", "std")]
-    writer.writerow(["recipe", "variant", "n", *pairs, "difference", "half width of 95 %", "of", "time", "published"])
+    writer.writerow(
+        ["recipe", "variant", "n", *pairs, "difference", "half width of 95 %", "of", "MACs", "time", "published"]
+    )
     for line in made:
         spreads = [line.values.get(column) for column in columns]
         numbers = [value for each in spreads for value in (("", "") if each is None else (each.mean, each.std))]
         change = ("", "", "") if line.change is None else (line.change.points, line.change.half_width, line.change.of)
         count = line.values["main"].count if line.values else 0
-        writer.writerow([line.recipe, line.variant, count, *numbers, *change, line.seconds, line.published])
+        writer.writerow([line.recipe, line.variant, count, *numbers, *change, line.macs, line.seconds, line.published])
     return out.getvalue()
 
 
@@ -136,12 +167,13 @@ def _texts(line: Line, columns: Sequence[str]) -> list[str]:
         "" if line.best is None else str(line.best),
         str(count) + (f" of {count + line.missing}" if line.missing else ""),
         change,
+        "" if line.macs is None else f"{line.macs:.2f}",
         "" if line.seconds is None else f"{line.seconds:.2f}",
         "" if line.published is None else f"{line.published:.2f}",
     ]
 
 
-def json_line(cell: Cell, record: Record) -> str:
+def json_line(cell: Cell, record: Record, macs: Macs) -> str:
     """A cell's row of results.jsonl."""
     errors = {f"{column}": record.value(column) for column in record.columns}
     best = min(record.rows, key=lambda row: record.headline.of(row) * (-1 if record.headline.higher_is_better else 1))
@@ -158,6 +190,7 @@ def json_line(cell: Cell, record: Record) -> str:
         "epochs": int(record.rows[-1]["epoch"]),
         "seconds": record.rows[-1]["seconds"],
         "images": known.get("images", {}),
+        "macs": macs.get(cell.name, {}),
         "parameters": known.get("parameters", {}),
         "device": known.get("device"),
         "choices": known.get("choices", {}),

@@ -163,6 +163,7 @@ class _Run:
                 self.fabric.device,
                 choices=asdict(self.choices),
                 parameters=parameters(inner),
+                image=list(self.dataset.shape),
                 images={"train": len(self.dataset.train), "val": len(self.dataset.val)},
             )
             self.events = EventWriter(self.folder.root, self.done, self.reporter)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STEM = 16
 STAGES = ("layer1", "layer2", "layer3")
-SIZES = {"wrn_16_8": (2, 8), "wrn_28_4": (4, 4), "wrn_28_10": (4, 10)}
+SIZES = {"wrn_16_2": (2, 2), "wrn_16_8": (2, 8), "wrn_28_4": (4, 4), "wrn_28_10": (4, 10)}
 
 # timm looks for this name in the module of a registered model.
 default_cfgs = generate_default_cfgs({name: config_of("conv") for name in SIZES})
@@ -105,6 +105,11 @@ def layout(backbone: WideResNet) -> list[Plan]:
 def _create(name: str, pretrained: bool, **options: Any) -> WideResNet:
     blocks, widen = SIZES[name]
     return build_model_with_cfg(WideResNet, name, pretrained, blocks=blocks, widen=widen, **options)
+
+
+@register_model
+def wrn_16_2(pretrained: bool = False, **options: Any) -> WideResNet:
+    return _create("wrn_16_2", pretrained, **options)
 
 
 @register_model
