@@ -29,6 +29,7 @@ NETWORKS = {
             "cifar_resnet56",
             "cifar_resnet110",
             "cifar_resnet1202",
+            "wrn_16_2",
             "wrn_16_8",
             "wrn_28_4",
             "wrn_28_10",
