@@ -44,7 +44,11 @@ ROOMS = [
         "run folders to tables, figures, a page; a network to its cost, kernels, gradients",
         "errors config core branches runs",
     ),
-    ("study", "a table of recipes and variants to many runs, and their results", "errors config network runs train inspect"),
+    (
+        "study",
+        "a table of recipes and variants to many runs, and their results",
+        "errors config network runs train inspect",
+    ),
     (
         "cli",
         "words to one of the rooms above",

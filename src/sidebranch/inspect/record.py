@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -81,6 +82,21 @@ def read_record(folder: RunFolder) -> Record:
     if not rows or "main" not in headline_of(rows[-1]).columns(rows[-1]):
         raise UserError(f"'{folder.metrics}' has no row with the error of main: no epoch is finished")
     return Record(folder, recipe.load(folder.config), rows, environment)
+
+
+def read_json(path: Path, keys: Collection[str]) -> dict[str, Any]:
+    """A file that a run's end wrote.
+
+    Raises:
+        UserError: it is damaged, or lacks one of the keys.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if lacking := sorted(set(keys) - set(table)):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error
+    return table
 
 
 def label(method: str) -> str:

@@ -1,16 +1,18 @@
-"""One self-contained HTML page that compares runs."""
+"""One self-contained HTML page that compares runs: what is on it. `page.html.j2` says how it looks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from sidebranch.errors import UserError
-from sidebranch.inspect.curves import cmc_curves, final_errors, training_curves
-from sidebranch.inspect.gallery import STYLE as gallery_style
-from sidebranch.inspect.gallery import gallery, read_rankings
-from sidebranch.inspect.record import Record, by_kind, changes, label, spread, summarise
+from sidebranch.inspect import charts
+from sidebranch.inspect.charts import Chart, Groups
+from sidebranch.inspect.gallery import embedded, gallery, read_rankings
+from sidebranch.inspect.record import Record, by_kind, changes, label, read_json, spread
 from sidebranch.inspect.significance import gain
 from sidebranch.runs.atomic_files import write_text
 from sidebranch.runs.headline import MEAN_AP, TOP1
@@ -22,42 +24,23 @@ METHODS = {
     "dhm": "side branches learn from the labels and, as sampled, from one another",
     "kd": "an outside network teaches",
 }
-
-ERROR_CAPTION = (
-    "Each dot is a seed, each bar a mean. Main is shipped; the ensemble averages the probabilities of all classifiers."
-)
-MEAN_AP_CAPTION = (
-    "Each dot is a seed, each bar a mean. Main is shipped; concat concatenates the features of all classifiers."
-)
-CMC_CAPTION = "By main's features, one line per seed."
-GALLERY = (
-    "The gallery images nearest to some queries by main's features, the nearest first: a solid frame and ✓ mark the "
-    "same person, a dashed frame and ✗ another person. Images of the query's person by the query's own camera are left "
-    "out, as in the numbers. AP is the query's average precision. Each row is the first finished seed of its kind."
-)
-
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; color: #1d1d1f; background: #fff;
-       font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { margin: .25rem 0 .75rem; max-width: 46rem; } .lead { font-size: 1.1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px solid #e5e5e5; white-space: nowrap; }
-th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figcaption { color: #555; font-size: .9rem; } svg { width: 100%; height: auto; }
-code { background: #f4f4f4; padding: .1em .3em; border-radius: 3px; overflow-wrap: anywhere; }
-"""
+MOST = 6  # kinds of run with charts of their own
+ANSWERS = {"classes", "bins", "errors", "confused"}
+MEASURED = {"kernels.json": charts.kernel_correlation, "gradients.json": charts.gradient_alignment}
 
 
 def write_report(
-    records: Sequence[Record], path: Path, title: str = "Runs", queries: Sequence[str] = (), data_root: str = ""
+    records: Sequence[Record],
+    path: Path,
+    title: str = "Runs",
+    queries: Sequence[str] = (),
+    data_root: str = "",
+    groups: Groups | None = None,
+    sentences: Sequence[str] = (),
 ) -> None:
     """Writes the page: one file, which needs no other and no network.
+
+    `kernels.json` and `gradients.json` beside it, of `sidebranch inspect`, are shown on it.
 
     Args:
         records: the runs.
@@ -65,47 +48,62 @@ def write_report(
         title: of the page.
         queries: files of the re-identification queries to show; if none, a few.
         data_root: where the re-identification images are, if they have moved.
+        groups: name to runs that differ in the seed; by their configs if left out.
+        sentences: the result; that of `verdict` if left out.
     """
     if not records:
         raise UserError("a report needs at least one run")
-    write_text(path, page(records, title, queries, data_root))
+    groups = groups or by_kind(records)
+    write_text(path, page(groups, title, queries, data_root, sentences or [verdict(records)], _measured(path.parent)))
 
 
-def page(records: Sequence[Record], title: str, queries: Sequence[str] = (), data_root: str = "") -> str:
+def page(
+    groups: Groups,
+    title: str,
+    queries: Sequence[str] = (),
+    data_root: str = "",
+    sentences: Sequence[str] = (),
+    measured: Sequence[Chart] = (),
+) -> str:
     """The page's HTML."""
+    from jinja2 import Environment, PackageLoader  # slow to import
+
+    records = [record for group in groups.values() for record in group]
     headline = records[0].headline
     is_reid = headline == MEAN_AP
-    nearest = gallery(records, queries, data_root) if is_reid else ""
     if queries and not is_reid:
         raise UserError("--queries are for re-identification; these runs are of classification")
-    curves = {kind: _cmc(group) for kind, group in by_kind(records).items()} if is_reid else {}
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{STYLE}{gallery_style if is_reid else ''}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="lead">{escape(verdict(records))}</p>',
-        f"<h2>Validation {headline.name}, %</h2>",
-        _error_table(records),
-        _explanation(records),
-        *(["<h2>CMC of the shipped backbone, %</h2>", _rank_table(records)] if is_reid else []),
-        '<h2>Curves</h2><div class="figures">',
-        _figure(training_curves(records), _curve_caption(records)),
-        _figure(final_errors(records), MEAN_AP_CAPTION if is_reid else ERROR_CAPTION),
-        *([_figure(cmc_curves(curves), CMC_CAPTION)] if any(curves.values()) else []),
-        "</div>",
-        *([f"<h2>Nearest images</h2><p>{GALLERY}</p>", nearest] if nearest else []),
-        "<h2>Runs</h2>",
-        _run_table(records),
-        "</body></html>",
-    ]
-    return "\n".join(parts) + "\n"
+    answers = {} if is_reid else _answers(groups)
+    environment = Environment(
+        loader=PackageLoader("sidebranch.inspect", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        verdict=sentences,
+        headline=headline,
+        errors=_error_table(groups),
+        explanation=_explanation(records),
+        ranks=_rank_table(groups) if is_reid else None,
+        sections={
+            "Results": _results(groups),
+            "Classifiers": _of_classifiers(groups),
+            "Answers": _of_answers(answers),
+            "Inside": measured,
+        },
+        **_confused(answers),
+        galleries=gallery(groups, queries, data_root) if is_reid else [],
+        thumb=embedded,
+        runs=_run_table(records),
+        hardware=_hardware(records[0]),
+        scripts=charts.scripts(),
+        as_json=charts.as_json,
+    )
 
 
 def verdict(records: Sequence[Record]) -> str:
     """The result in a sentence: the means, the gain with its 95 % interval, and the number of images."""
-    groups, summary = by_kind(records), summarise(records)
+    groups = by_kind(records)
+    summary = _summary(groups)
     headline = records[0].headline
     name = headline.name[0].upper() + headline.name[1:] if headline == TOP1 else headline.name
     images = {record.images for record in records}
@@ -136,35 +134,54 @@ def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"mean ± standard deviation of {count} seeds"
 
 
-def _error_table(records: Sequence[Record]) -> str:
-    summary = summarise(records)
+def _summary(groups: Groups) -> dict[str, dict[str, Any]]:
+    return {
+        kind: {column: spread([record.value(column) for record in group]) for column in group[0].columns}
+        for kind, group in groups.items()
+    }
+
+
+def _error_table(groups: Groups) -> list[list[str]]:
+    summary = _summary(groups)
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
-    lowest = {kind: spread([record.best for record in group]) for kind, group in by_kind(records).items()}
-    extreme = "highest" if records[0].headline.higher_is_better else "lowest"
-    rows = [["", *columns, f"main's {extreme}", "seeds"]]
+    first = next(iter(groups.values()))[0]
+    extreme = "highest" if first.headline.higher_is_better else "lowest"
+    rows = [["run", *columns, f"main's {extreme}", "seeds"]]
     for kind, errors in summary.items():
         cells = [str(errors[column]) if column in errors else "" for column in columns]
-        rows.append([kind, *cells, str(lowest[kind]), str(errors["main"].count)])
-    return _table(rows)
+        lowest = spread([record.best for record in groups[kind]])
+        rows.append([kind, *cells, str(lowest), str(errors["main"].count)])
+    return rows
 
 
 def _explanation(records: Sequence[Record]) -> str:
     methods = dict.fromkeys(record.config.method for record in records)
-    used = [f"<b>{label(method)}</b>: {METHODS[method]}" for method in methods]
+    used = [f"{label(method)}: {METHODS[method]}" for method in methods]
     what, extreme = ("mAP is that", "highest") if records[0].headline == MEAN_AP else ("Errors are those", "lowest")
+    corrupt = records[0].config.data.corrupt_rate
+    noise = f" {corrupt:.0%} of the training labels were replaced, so the training error cannot be low."
     return (
-        f"<p>{'; '.join(used)}. {what} after the last epoch, whose weights are shipped. The {extreme} epoch's is "
-        "optimistic: it is selected on the validation images.</p>"
+        f"{'; '.join(used)}. {what} after the last epoch, whose weights are shipped. The {extreme} epoch's is "
+        "optimistic: it is selected on the validation images." + (noise if corrupt else "")
     )
 
 
-def _rank_table(records: Sequence[Record]) -> str:
+def _rank_table(groups: Groups) -> list[list[str]]:
     """Share of queries with a match in the first 1, 5, 10, 20."""
-    keys = [key for key in records[0].rows[-1] if key.startswith("val/rank") and key.endswith("/main")]
-    rows = [["", *(key.split("/")[1].replace("rank", "rank ") for key in keys)]]
-    for kind, group in by_kind(records).items():
+    first = next(iter(groups.values()))[0]
+    keys = [key for key in first.rows[-1] if key.startswith("val/rank") and key.endswith("/main")]
+    rows = [["run", *(key.split("/")[1].replace("rank", "rank ") for key in keys)]]
+    for kind, group in groups.items():
         rows.append([kind, *(str(spread([record.rows[-1][key] for record in group])) for key in keys)])
-    return _table(rows)
+    return rows
+
+
+def _results(groups: Groups) -> list[Chart]:
+    found = [charts.error_over_epochs(groups), charts.final_values(groups)]
+    if len(groups) > 1:
+        found.append(charts.cost_against_error(groups))
+    curves = {kind: _cmc(group) for kind, group in groups.items()}
+    return [*found, charts.cmc_curves(curves)] if any(curves.values()) else found
 
 
 def _cmc(group: Sequence[Record]) -> list[list[float]]:
@@ -172,17 +189,80 @@ def _cmc(group: Sequence[Record]) -> list[list[float]]:
     return [table["cmc"]["main"] for record in group if (table := read_rankings(record)) is not None]
 
 
-def _curve_caption(records: Sequence[Record]) -> str:
-    if records[0].headline == MEAN_AP:
-        return "After every epoch, on persons who are not in the training set."
-    corrupt = records[0].config.data.corrupt_rate
-    noise = (
-        f" {corrupt:.0%} of the training labels were replaced, so the training error cannot be low." if corrupt else ""
-    )
-    return f"Training error is measured during training, on augmented images.{noise}"
+def _of_classifiers(groups: Groups) -> list[Chart]:
+    found = []
+    for kind, group in list(groups.items())[:MOST]:
+        if len(group[0].columns) > 1:
+            found += [charts.classifiers_over_epochs(kind, group), charts.mimicry_over_epochs(kind, group)]
+    return [chart for chart in found if chart is not None]
 
 
-def _run_table(records: Sequence[Record]) -> str:
+def _answers(groups: Groups) -> dict[str, list[dict[str, Any]]]:
+    """Kind of run to answers.json of its finished seeds, of those with the same classes as the first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    classes = None
+    for kind, group in groups.items():
+        tables = [read_json(record.folder.answers, ANSWERS) for record in group if record.folder.answers.is_file()]
+        if tables and classes is None:
+            classes = tables[0]["classes"]
+        if same := [table for table in tables if table["classes"] == classes]:
+            found[kind] = same
+    return found
+
+
+def _of_answers(answers: Mapping[str, Sequence[dict[str, Any]]]) -> list[Chart]:
+    if not answers:
+        return []
+    bins = {
+        kind: [[sum(values) for values in zip(*places, strict=True)] for places in zip(*mains, strict=True)]
+        for kind, tables in answers.items()
+        if (mains := [table["bins"]["main"] for table in tables])
+    }
+    calibration = {
+        kind: mean(charts.calibration_error(table["bins"]["main"]) for table in tables)
+        for kind, tables in answers.items()
+    }
+    classes = next(iter(answers.values()))[0]["classes"]
+    errors = {
+        kind: {
+            name: mean(known)
+            for place, name in enumerate(classes)
+            if (known := [t["errors"]["main"][place] for t in tables if t["errors"]["main"][place] is not None])
+        }
+        for kind, tables in answers.items()
+    }
+    return [charts.reliability(bins, calibration), charts.worst_classes(errors)]
+
+
+def _confused(answers: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """The confusions of the last kind of run, added up over its seeds, with the images of the first that has some."""
+    if not answers:
+        return {}
+    kind, tables = list(answers.items())[-1]
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for table in tables:
+        for pair in table["confused"]:
+            names = {key: table["classes"][pair[key]] for key in ("class", "answer")}
+            known = found.setdefault((pair["class"], pair["answer"]), {**names, "count": 0, "examples": []})
+            known["count"] += pair["count"]
+            known["examples"] = known["examples"] or pair["examples"]
+    ordered = sorted(found.values(), key=lambda pair: -pair["count"])
+    return {"confused": ordered[: len(tables[0]["confused"])], "confused_of": kind}
+
+
+def _measured(folder: Path) -> list[Chart]:
+    """What `sidebranch inspect` measured, beside the page."""
+    found = []
+    for name, chart in MEASURED.items():
+        if (folder / name).is_file():
+            try:
+                found.append(chart(json.loads((folder / name).read_text(encoding="utf-8"))))
+            except (ValueError, KeyError, TypeError, StopIteration, AttributeError, IndexError) as error:
+                raise UserError(f"'{folder / name}' is not as `sidebranch inspect` writes it; remove it") from error
+    return found
+
+
+def _run_table(records: Sequence[Record]) -> list[list[str]]:
     rows = [["run", "network", "data", "epochs", "shipped", "in training", "minutes", "differs in"]]
     for record in records:
         counts = record.environment.get("parameters", {})
@@ -193,26 +273,16 @@ def _run_table(records: Sequence[Record]) -> str:
                 str(record.folder.root),
                 config.model.name,
                 config.data.name,
-                f"{record.rows[-1]['epoch']:.0f}",
+                f"{record.rows[-1]['epoch']:.0f} of {config.optim.epochs}",
                 f"{counts.get('shipped', 0):,}",
                 f"{counts.get('training', 0):,}",
                 f"{record.rows[-1]['seconds'] / 60:.1f}",
                 ", ".join(changed) or "nothing",
             ]
         )
-    hardware = records[0].environment.get("device", "unknown hardware")
-    revision = records[0].environment.get("git_revision")
-    note = f"<p>First run on {escape(str(hardware))}" + (
-        f", revision <code>{escape(revision)}</code>" if revision else ""
-    )
-    return _table(rows) + note + ". The shipped parameters are the backbone's, without the side branches.</p>"
+    return rows
 
 
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def _hardware(record: Record) -> str:
+    known, revision = record.environment.get("device", "unknown hardware"), record.environment.get("git_revision")
+    return f"First run on {known}" + (f", revision {revision}" if revision else "") + "."

@@ -82,6 +82,11 @@ class RunFolder:
         return self.root / "rankings.json"
 
     @property
+    def answers(self) -> Path:
+        """Classification: how sure and right the last epoch's classifiers are, and what main confuses, JSON."""
+        return self.root / "answers.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -130,6 +135,9 @@ class RunFolder:
 
     def write_rankings(self, table: Mapping[str, Any]) -> None:
         write_text(self.rankings, json.dumps(table) + "\n")
+
+    def write_answers(self, table: Mapping[str, Any]) -> None:
+        write_text(self.answers, json.dumps(table) + "\n")
 
     def need_room(self, size: int) -> None:
         """Checks that the checkpoints fit on the disk.

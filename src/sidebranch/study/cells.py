@@ -29,7 +29,15 @@ from sidebranch.study.spec import Row, Study
 
 ADOPTED = "adopted"  # a file in the folder of a run that was copied from elsewhere
 INDEX = "cells.json"
-SMALL_FILES = ("config.yaml", "metrics.csv", "environment.json", "classes.json", "rankings.json", "model.safetensors")
+SMALL_FILES = (
+    "config.yaml",
+    "metrics.csv",
+    "environment.json",
+    "classes.json",
+    "rankings.json",
+    "answers.json",
+    "model.safetensors",
+)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 _BROKEN = (OSError, ValueError, AttributeError, yaml.YAMLError, UserError)
 

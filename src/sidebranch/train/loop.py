@@ -31,8 +31,9 @@ from sidebranch.distributed.processes import (
     summed,
 )
 from sidebranch.errors import UserError
-from sidebranch.evaluation.classification import columns_of, evaluate
+from sidebranch.evaluation.classification import answers_as_table, columns_of, evaluate
 from sidebranch.evaluation.retrieval import NEAREST, as_table, notes_on, retrieval_columns, retrieve
+from sidebranch.metrics.answers import Answers
 from sidebranch.runs.console import Reporter, Silent
 from sidebranch.runs.folder import RunFolder
 from sidebranch.runs.headline import MEAN_AP, TOP1
@@ -335,13 +336,17 @@ class _Run:
             )
 
     def _evaluate(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-        """Column to its metrics, and the agreement of pairs; the last epoch's rankings are written for the report."""
+        """Column to its metrics, and the agreement of pairs; the last epoch's details are written for the report."""
         people, is_last = self.dataset.reid, self.state.progress.epoch + 1 == self.config.optim.epochs
         reduce = partial(summed, self.fabric)
         common = (self.networks.evaluated, self.names, self.val_loader, self.fabric.device, reduce)
         with self.fabric.autocast():
             if people is None:
-                found = evaluate(*common, num_classes=len(self.dataset.classes))
+                count = len(self.dataset.classes)
+                answers = Answers(columns_of(self.names), self.fabric.device, count) if is_last else None
+                found = evaluate(*common, num_classes=count, answers=answers)
+                if answers is not None and self.fabric.is_global_zero:
+                    self.folder.write_answers(answers_as_table(answers, self.dataset))
                 return found.errors, found.agreement
             found = retrieve(*common, people=people, config=self.config.eval, near=NEAREST if is_last else 0)
         if is_last and self.fabric.is_global_zero:
