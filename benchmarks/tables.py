@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sidebranch.errors import Notice
-from sidebranch.inspect.record import Record, label, read_record, summarise
+from sidebranch.inspect.record import Record, by_kind, label, read_record, summarise
 from sidebranch.inspect.report import verdict
 from sidebranch.runs.folder import RunFolder
 
@@ -27,7 +27,7 @@ def records(study: str) -> list[Record]:
 
 
 def errors_table(runs: list[Record]) -> str:
-    summary = summarise(runs)
+    summary = summarise(by_kind(runs))
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
     lines = [f"| {runs[0].headline.name}, % | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 2) + "|"]
     for kind, errors in summary.items():

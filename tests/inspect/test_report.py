@@ -1,11 +1,16 @@
+import json
 import re
+import shutil
 from dataclasses import replace
-from xml.etree import ElementTree
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sidebranch as sb
-from sidebranch.inspect.record import read_record, spread, summarise
+from sidebranch.inspect.chart import scripts
+from sidebranch.inspect.charts import calibration_error, error_over_epochs, final_values
+from sidebranch.inspect.record import by_kind, read_record, spread, summarise
 from sidebranch.inspect.report import verdict, write_report
 from sidebranch.runs.console import Silent
 from sidebranch.runs.folder import RunFolder
@@ -41,7 +46,7 @@ def test_a_finished_run_is_not_run_again(records):
 
 
 def test_summary_is_mean_and_sample_deviation_over_seeds(records):
-    summary = summarise(records)
+    summary = summarise(by_kind(records))
     errors = [each.rows[-1]["val/top1/b1"] for each in records[2:]]
     assert summary["DHM"]["b1"].mean == pytest.approx(sum(errors) / 2)
     assert summary["DHM"]["b1"].std == pytest.approx(abs(errors[0] - errors[1]) / 2**0.5)
@@ -51,7 +56,7 @@ def test_summary_is_mean_and_sample_deviation_over_seeds(records):
 
 
 def test_the_verdict_says_which_way_it_went(records):
-    gain = summarise(records)["baseline"]["main"].mean - summarise(records)["DHM"]["main"].mean
+    gain = summarise(by_kind(records))["baseline"]["main"].mean - summarise(by_kind(records))["DHM"]["main"].mean
     assert verdict(records).startswith("Top-1 error of the shipped backbone on 500 images (mean ± standard deviation")
     change = f"{abs(gain):.2f} points {'lower' if gain > 0 else 'higher'} (95 % interval over seeds: "
     assert change in verdict(records)
@@ -63,16 +68,73 @@ def test_the_page_needs_nothing_beside_it_and_shows_every_run(records, tmp_path)
     write_report(records, tmp_path / "page.html", "A & B")
     text = (tmp_path / "page.html").read_text()
     assert "A &amp; B" in text
-    without_namespaces = re.sub(
-        r'xmlns(:\w+)?="[^"]*"|<metadata>.*?</metadata>|<!DOCTYPE[^>]*>', "", text, flags=re.DOTALL
+    own = text.replace(scripts(), "")
+    assert "<b>odd" not in own
+    assert not re.search(
+        r"(?:src|href)=\"(?!data:|#)|url\(|@import|<link", re.sub(r"<svg.*?</svg>", "", own, flags=re.DOTALL)
     )
-    assert not re.search(r"https?://|<script|<link|src=", without_namespaces)
     for record in records:
-        assert str(record.folder.root) in text
-    assert text.count("<svg") == 2
+        assert str(record.folder.root) in own
+    figures = re.findall(r"<figure>.*?</figure>", own, re.DOTALL)
+    titles = [re.search(r"<h3>(.*?)</h3>", figure).group(1) for figure in figures]
+    assert titles == [
+        "Over the epochs",
+        "After the last epoch",
+        "Cost and result",
+        "DHM: each classifier over the epochs",
+        "DHM: who has learnt from whom",
+        "Reliability of main",
+        "Errors by class",
+    ]
+    assert all("<svg" in figure and "<table>" in figure for figure in figures)
     assert "50% of the training labels were replaced" in text
-    body = text[text.index("<html") :].replace('<meta charset="utf-8">', "")
-    ElementTree.fromstring(re.sub(r"<meta [^>]*>", "", body))
+
+
+def test_numbers_beside_a_chart_are_those_of_the_runs(records):
+    groups = by_kind(records)
+    curves, final = error_over_epochs(groups), final_values(groups)
+    errors = [record.rows[-1]["val/top1/main"] for record in records[2:]]
+    wanted = ("DHM", "validation", "2", f"{sum(errors) / 2:.2f}", f"{min(errors):.2f}", f"{max(errors):.2f}")
+    assert wanted in curves.rows
+    assert ("DHM", "main", f"{sum(errors) / 2:.2f}", "2") in final.rows
+    drawn = curves.spec["datasets"] if "datasets" in curves.spec else curves.spec["data"]["values"]
+    assert len(drawn) == 2 * 2 * 2  # kinds, parts, epochs
+
+
+def test_calibration_is_as_guo_et_al_define_it():
+    confidence, right = np.random.default_rng(0).random((2, 500))
+    is_right = right < confidence**2
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    wanted = 0.0
+    for number in range(15):
+        inside = bins == number
+        wanted += inside.mean() * abs(is_right[inside].mean() - confidence[inside].mean()) if inside.any() else 0
+    sums = [[(bins == n).sum(), is_right[bins == n].sum(), confidence[bins == n].sum()] for n in range(15)]
+    assert calibration_error(sums) == pytest.approx(100 * wanted)
+
+
+def test_answers_agree_with_the_metrics(records):
+    table = json.loads(records[2].folder.answers.read_text())
+    assert sum(table["images"]) == 500
+    for column in records[2].columns:
+        counts, right, _ = (sum(each) for each in zip(*table["bins"][column], strict=True))
+        assert counts == 500
+        assert 100 * (1 - right / counts) == pytest.approx(records[2].value(column))
+        wrong = sum(n * error for n, error in zip(table["images"], table["errors"][column], strict=True))
+        assert wrong / 500 == pytest.approx(records[2].value(column))
+    assert all(pair["class"] != pair["answer"] and 1 <= len(pair["examples"]) <= 3 for pair in table["confused"])
+
+
+def test_measured_kernels_and_gradients_are_shown(records, tmp_path):
+    for name in ("kernels.json", "gradients.json"):
+        shutil.copy(Path(__file__).parents[2] / "results" / "figures-digits" / name, tmp_path)
+    write_report(records, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "Correlation of kernels" in text
+    assert "Alignment of gradients" in text
+    (tmp_path / "kernels.json").write_text("{}")
+    with pytest.raises(sb.UserError, match="is not as `sidebranch inspect` writes it; remove it"):
+        write_report(records, tmp_path / "page.html")
 
 
 def test_the_same_runs_give_the_same_page(records, tmp_path):

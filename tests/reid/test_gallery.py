@@ -18,8 +18,8 @@ def test_the_page_shows_curves_and_the_nearest_images_run_beside_run(finished, t
     write_report(records, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert "Validation mAP, %" in text
-    assert "rank 20" in text
-    assert "queries with a match up to that rank" in text
+    assert "rank 20" in text.replace("&nbsp;", " ")
+    assert "Queries with a match up to that rank" in text
     assert text.count('<div class="found">') == 6
     assert text.count("data:image/jpeg;base64") >= 6 * (1 + 2 * 5)
     assert 'src="http' not in text

@@ -64,7 +64,7 @@ def _table(records: Sequence[Record]) -> Table:
 
     from sidebranch.inspect.record import by_kind, summarise
 
-    summary = summarise(records)
+    summary = summarise(by_kind(records))
     table = Table(title="Top-1 error on 500 validation digits, %", title_justify="left")
     table.add_column("")
     for kind in summary:

@@ -187,7 +187,7 @@ def _write(cells: Sequence[Cell], configs: dict[str, Config], root: Path) -> Non
     """results.jsonl, table.md, table.csv and the page, of what is done."""
     from sidebranch.inspect.report import write_report
     from sidebranch.study.costs import count_costs
-    from sidebranch.study.results import comma_separated, json_line, lines, markdown, records
+    from sidebranch.study.results import comma_separated, json_line, lines, markdown, named, records, verdict
 
     found = records(cells)
     if not found:
@@ -198,5 +198,6 @@ def _write(cells: Sequence[Cell], configs: dict[str, Config], root: Path) -> Non
     write_text(root / "results.jsonl", "\n".join(rows) + "\n")
     write_text(root / "table.md", markdown(made))
     write_text(root / "table.csv", comma_separated(made))
-    write_report(list(found.values()), root / "report.html", root.name)
+    shown = {name: [found[each] for each in line.cells] for name, line in named(made).items()}
+    write_report(list(found.values()), root / "report.html", root.name, groups=shown, sentences=verdict(made))
     print(f"{markdown(made)}\n{root / 'table.md'}, table.csv, results.jsonl, report.html")

@@ -1,87 +1,19 @@
-"""Charts of runs, declared in Vega-Lite through Altair. In: kind of run to its runs. Out: `Chart`s.
-
-Colours keep a contrast of 3 to 1 with white and with near black, and are told apart by any colour vision; where lines
-differ in kind, they also differ in dashes. Text and axes take the page's own colour.
-"""
+"""The charts of a page. In: kind of run to its runs, or to what they measured. Out: `Chart`s."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from statistics import mean, stdev
 from typing import Any
 
 import altair as alt
 
+from sidebranch.inspect.chart import Chart, chart_of, dashes, epochs, kinds, rounded, shapes, texts
 from sidebranch.inspect.record import Record
 
-COLOURS = {"baseline": "#767676", "DSL": "#C27A00", "DKS": "#3A7FC1", "DHM": "#1B8A5A", "KD": "#C2559B"}
-FURTHER = ("#C2559B", "#D5502A", "#3A7FC1", "#8A6FD1", "#C27A00", "#1B8A5A", "#767676")
 CLASSIFIERS = {"main": "#3A7FC1", "ensemble": "#767676", "concat": "#767676"}
-HEIGHT, STATIC_WIDTH = 280, 560
 RANKS, CLASSES = 20, 20  # shown: of a CMC curve, and of the worst classes
-CONFIG: dict[str, Any] = {
-    "background": "transparent",
-    "font": "system-ui, sans-serif",
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": "currentColor",
-        "titleColor": "currentColor",
-        "titleFontWeight": 500,
-        "gridColor": "#88888840",
-        "domainColor": "#888888",
-        "tickColor": "#888888",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-    },
-    "legend": {
-        "labelColor": "currentColor",
-        "titleColor": "currentColor",
-        "labelFontSize": 12,
-        "orient": "top",
-        "title": None,
-        "columns": 3,
-        "labelLimit": 260,
-    },
-}
 Groups = Mapping[str, Sequence[Record]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart and what is read in its stead.
-
-    Attributes:
-        title: a few words.
-        caption: how to read it.
-        spec: Vega-Lite, as wide as its container.
-        heads: of the table of its numbers.
-        rows: of that table.
-    """
-
-    title: str
-    caption: str
-    spec: dict[str, Any]
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    @property
-    def svg(self) -> str:
-        """The chart as it stands without scripts, and in print."""
-        import vl_convert  # a browser's engine: slow to import
-
-        return vl_convert.vegalite_to_svg(self.spec | {"width": STATIC_WIDTH}, vl_version=_version())
-
-
-@cache
-def scripts() -> str:
-    """Vega, Vega-Lite and vega-embed in one script, which needs no network."""
-    import vl_convert
-
-    bundle = vl_convert.javascript_bundle(vl_version=_version())  # pyright: ignore[reportCallIssue]
-    return bundle.replace("</script", "<\\/script")
 
 
 def error_over_epochs(groups: Groups) -> Chart:
@@ -94,20 +26,19 @@ def error_over_epochs(groups: Groups) -> Chart:
             for epoch, found in _by_epoch(group, f"{prefix}/{headline.key}/main").items():
                 band = {"low": min(found), "high": max(found), "mean": mean(found)}
                 values.append({"kind": kind, "part": part, "epoch": epoch, **band})
-    base = alt.Chart(alt.Data(values=_rounded(values))).encode(
-        x=_epochs(), color=_kinds(groups), strokeDash=_dashes(tuple(parts))
-    )
+    base = alt.Chart(alt.Data(values=rounded(values))).encode(x=epochs(), color=kinds(groups), detail="part:N")
     value = alt.Y("mean:Q", title=f"{headline.name} of main, %", scale=alt.Scale(zero=False))
     tooltip = ["kind:N", "part:N", "epoch:Q", "mean:Q", "low:Q", "high:Q"]
-    lines = base.mark_line(strokeWidth=1.8).encode(y=value, tooltip=tooltip)
+    lines = base.mark_line(strokeWidth=1.8).encode(y=value, strokeDash=dashes(tuple(parts)), tooltip=tooltip)
     band = base.mark_area(opacity=0.18, stroke=None).encode(y=alt.Y("low:Q"), y2="high:Q")
     last = {(each["kind"], each["part"]): each for each in values}
-    return _chart(
+    return chart_of(
         "Over the epochs",
-        "Lines are means over seeds; bands reach from the lowest seed to the highest.",
+        ("Solid: validation images; dashed: training, as they are augmented. " if len(parts) > 1 else "")
+        + "Lines are means over seeds; bands reach from the lowest seed to the highest.",
         band + lines,
         ("run", "images", "last epoch", "mean, %", "lowest", "highest"),
-        [(k, p, f"{e['epoch']:.0f}", *_texts(e["mean"], e["low"], e["high"])) for (k, p), e in last.items()],
+        [(k, p, f"{e['epoch']:.0f}", *texts(e["mean"], e["low"], e["high"])) for (k, p), e in last.items()],
     )
 
 
@@ -121,10 +52,10 @@ def final_values(groups: Groups) -> Chart:
         for column in record.columns
     ]
     columns = list(dict.fromkeys(each["classifier"] for each in values))
-    base = alt.Chart(alt.Data(values=_rounded(values))).encode(
+    base = alt.Chart(alt.Data(values=rounded(values))).encode(
         x=alt.X("classifier:N", sort=columns, title=None, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("kind:N", sort=list(groups)),
-        color=_kinds(groups),
+        color=kinds(groups),
         tooltip=["kind:N", "classifier:N", "seed:O", "value:Q"],
     )
     title = f"validation {headline.name}, %"
@@ -134,7 +65,7 @@ def final_values(groups: Groups) -> Chart:
     for each in values:
         means.setdefault((each["kind"], each["classifier"]), []).append(each["value"])
     joined = "concat joins the features" if headline.higher_is_better else "the ensemble averages the probabilities"
-    return _chart(
+    return chart_of(
         "After the last epoch",
         f"Each dot is a seed, each bar a mean. Main is shipped; {joined} of all classifiers.",
         dots + ticks,
@@ -146,31 +77,31 @@ def final_values(groups: Groups) -> Chart:
 def cost_against_error(groups: Groups) -> Chart:
     """Training time against main's headline metric: means and sample standard deviations over seeds."""
     headline = _first(groups).headline
+    unit, seconds = _unit(max(record.rows[-1]["seconds"] for group in groups.values() for record in group))
     values = []
     for kind, group in groups.items():
-        errors, minutes = [record.value("main") for record in group], [r.rows[-1]["seconds"] / 60 for r in group]
+        errors = [record.value("main") for record in group]
+        time = mean(record.rows[-1]["seconds"] / seconds for record in group)
         spread = stdev(errors) if len(errors) > 1 else 0.0
         middle = mean(errors)
-        values.append(
-            {"kind": kind, "minutes": mean(minutes), "value": middle, "low": middle - spread, "high": middle + spread}
-        )
-    base = alt.Chart(alt.Data(values=_rounded(values))).encode(
-        x=alt.X("minutes:Q", title="training, minutes", scale=alt.Scale(zero=True)),
-        color=_kinds(groups),
-        tooltip=["kind:N", "minutes:Q", "value:Q"],
+        values.append({"kind": kind, "time": time, "value": middle, "low": middle - spread, "high": middle + spread})
+    base = alt.Chart(alt.Data(values=rounded(values))).encode(
+        x=alt.X("time:Q", title=f"training, {unit}", scale=alt.Scale(zero=True)),
+        color=kinds(groups),
+        tooltip=["kind:N", "time:Q", "value:Q"],
     )
     title = f"{headline.name} of main, %"
     dots = base.mark_point(size=110, filled=True, opacity=1).encode(
-        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)), shape=alt.Shape("kind:N", sort=list(groups))
+        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)), shape=shapes(groups)
     )
     spreads = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q")
-    return _chart(
+    return chart_of(
         "Cost and result",
-        "Minutes of training against the shipped network's result; bars are a standard deviation over seeds to each "
+        "Time of training against the shipped network's result; bars are a standard deviation over seeds to each "
         "side. What ships costs the same for all.",
         spreads + dots,
-        ("run", "minutes", "main, %"),
-        [(each["kind"], f"{each['minutes']:.1f}", f"{each['value']:.2f}") for each in values],
+        ("run", unit, "main, %"),
+        [(each["kind"], f"{each['time']:.1f}", f"{each['value']:.2f}") for each in values],
     )
 
 
@@ -185,17 +116,17 @@ def classifiers_over_epochs(kind: str, group: Sequence[Record]) -> Chart:
     others = iter(("#C27A00", "#1B8A5A", "#C2559B", "#D5502A", "#8A6FD1") * 3)
     colours = [CLASSIFIERS.get(column) or next(others) for column in columns]
     chart = (
-        alt.Chart(alt.Data(values=_rounded(values)))
+        alt.Chart(alt.Data(values=rounded(values)))
         .mark_line(strokeWidth=1.8)
         .encode(
-            x=_epochs(),
+            x=epochs(),
             y=alt.Y("value:Q", title=f"validation {headline.name}, %", scale=alt.Scale(zero=False)),
             color=alt.Color("classifier:N", sort=columns, scale=alt.Scale(domain=columns, range=colours)),
             strokeDash=alt.StrokeDash("classifier:N", sort=columns, legend=None),
             tooltip=["classifier:N", "epoch:Q", "value:Q"],
         )
     )
-    return _chart(
+    return chart_of(
         f"{kind}: each classifier over the epochs",
         "Means over seeds. b1 is the branch nearest the top.",
         chart,
@@ -215,7 +146,7 @@ def mimicry_over_epochs(kind: str, group: Sequence[Record]) -> Chart | None:
         for epoch, found in _by_epoch(group, f"val/kl/{pair}").items()
     ]
     chart = (
-        alt.Chart(alt.Data(values=_rounded(values, 4)))
+        alt.Chart(alt.Data(values=rounded(values, 4)))
         .mark_rect()
         .encode(
             x=alt.X("epoch:O", title="epoch", axis=alt.Axis(labelOverlap=True, labelAngle=0, tickSize=0)),
@@ -229,7 +160,7 @@ def mimicry_over_epochs(kind: str, group: Sequence[Record]) -> Chart | None:
         )
     )
     last = {each["pair"]: each["nats"] for each in values}
-    return _chart(
+    return chart_of(
         f"{kind}: who has learnt from whom",
         "p → q: the Kullback-Leibler divergence of q's validation probabilities from p's, in nats. The lower, the more "
         "the two agree.",
@@ -254,14 +185,14 @@ def reliability(bins: Mapping[str, Sequence[Sequence[float]]], errors: Mapping[s
     ]
     line = alt.Chart(alt.Data(values=[{"c": 0, "r": 0}, {"c": 100, "r": 100}]))
     ideal = line.mark_line(color="#888888", strokeDash=[2, 3], strokeWidth=1.2).encode(x="c:Q", y="r:Q")
-    base = alt.Chart(alt.Data(values=_rounded(values))).encode(
+    base = alt.Chart(alt.Data(values=rounded(values))).encode(
         x=alt.X("confidence:Q", title="mean confidence, %", scale=alt.Scale(domain=[0, 100])),
         y=alt.Y("right:Q", title="right answers, %", scale=alt.Scale(domain=[0, 100])),
-        color=_kinds(bins),
+        color=kinds(bins),
         tooltip=["kind:N", "confidence:Q", "right:Q", "images:Q"],
     )
     size = alt.Size("images:Q", legend=None, scale=alt.Scale(range=[15, 220]))
-    return _chart(
+    return chart_of(
         "Reliability of main",
         "Images by confidence, larger dots for more of them. On the dotted diagonal, main is right as often as it "
         "says; below, it is too sure.",
@@ -293,24 +224,24 @@ def worst_classes(errors: Mapping[str, Mapping[str, float]]) -> Chart:
     order = sorted(names, key=lambda name: -mean(each[name] for each in errors.values()))[:CLASSES]
     values = [{"kind": kind, "class": name, "error": each[name]} for kind, each in errors.items() for name in order]
     chart = (
-        alt.Chart(alt.Data(values=_rounded(values)))
+        alt.Chart(alt.Data(values=rounded(values)))
         .mark_point(size=70, filled=True, opacity=0.85)
         .encode(
             x=alt.X("error:Q", title="error of main, %"),
             y=alt.Y("class:N", sort=order, title=None, axis=alt.Axis(labelLimit=140, grid=True)),
-            color=_kinds(errors),
-            shape=alt.Shape("kind:N", sort=list(errors)),
+            color=kinds(errors),
+            shape=shapes(errors),
             tooltip=["kind:N", "class:N", "error:Q"],
         )
         .properties(height=max(120, 20 * len(order)))
     )
     more = f", the {CLASSES} worst of {len(names)}" if len(names) > CLASSES else ""
-    return _chart(
+    return chart_of(
         "Errors by class",
         f"Main's validation error by class{more}; means over seeds.",
         chart,
         ("class", *errors),
-        [(name, *_texts(*(each[name] for each in errors.values()))) for name in order],
+        [(name, *texts(*(each[name] for each in errors.values()))) for name in order],
     )
 
 
@@ -323,17 +254,17 @@ def cmc_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Chart:
         for rank, found in enumerate(zip(*(seed[:RANKS] for seed in seeds), strict=True), 1)
     ]
     chart = (
-        alt.Chart(alt.Data(values=_rounded(values)))
+        alt.Chart(alt.Data(values=rounded(values)))
         .mark_line(strokeWidth=1.8)
         .encode(
             x=alt.X("rank:Q", scale=alt.Scale(domain=[1, RANKS]), axis=alt.Axis(values=[1, 5, 10, 15, RANKS])),
             y=alt.Y("queries:Q", title="queries with a match, %", scale=alt.Scale(zero=False)),
-            color=_kinds(curves),
+            color=kinds(curves),
             tooltip=["kind:N", "rank:Q", "queries:Q"],
         )
     )
     shown = [each for each in values if each["rank"] in (1, 5, 10, 20)]
-    return _chart(
+    return chart_of(
         "CMC",
         "Queries with a match up to that rank, by main's features; means over seeds.",
         chart,
@@ -353,7 +284,7 @@ def kernel_correlation(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
     chart = _by_place(values, measured, "layer", layers, "mean correlation of kernels")
     rows = [(each["kind"], each["layer"], f"{each['value']:.4f}") for each in values]
     caption = "DHM Figure 5: how alike the kernels of a layer are. Means over seeds."
-    return _chart("Correlation of kernels", caption, chart, ("run", "layer", "correlation"), rows)
+    return chart_of("Correlation of kernels", caption, chart, ("run", "layer", "correlation"), rows)
 
 
 def gradient_alignment(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
@@ -368,46 +299,31 @@ def gradient_alignment(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
     chart = _by_place(values, measured, "pair", pairs, "cosine of gradients")
     rows = [(each["kind"], each["pair"], f"{each['value']:.3f}") for each in values]
     caption = "1: two classifiers pull the shared layers the same way; 0: they ignore each other. Means over seeds."
-    return _chart("Alignment of gradients", caption, chart, ("run", "pair", "cosine"), rows)
+    return chart_of("Alignment of gradients", caption, chart, ("run", "pair", "cosine"), rows)
 
 
-def _by_place(values: list[dict[str, Any]], kinds: Mapping[str, Any], name: str, order: list[str], title: str) -> Any:
+def _by_place(values: list[dict[str, Any]], groups: Mapping[str, Any], name: str, order: list[str], title: str) -> Any:
     return (
-        alt.Chart(alt.Data(values=_rounded(values, 5)))
+        alt.Chart(alt.Data(values=rounded(values, 5)))
         .mark_point(size=80, filled=True, opacity=0.85)
         .encode(
             x=alt.X("value:Q", title=title),
             y=alt.Y(f"{name}:N", sort=order, title=None, axis=alt.Axis(grid=True)),
-            color=_kinds(kinds),
-            shape=alt.Shape("kind:N", sort=list(kinds)),
+            color=kinds(groups),
+            shape=shapes(groups),
             tooltip=["kind:N", f"{name}:N", "value:Q"],
         )
         .properties(height=max(120, 24 * len(order)))
     )
 
 
-def _chart(title: str, caption: str, chart: Any, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Chart:
-    spec = chart.to_dict() | {"config": CONFIG}
-    spec.setdefault("height", HEIGHT)
-    spec |= {"width": "container", "autosize": {"type": "fit", "contains": "padding"}}
-    spec["description"] = f"{title}. {caption}"
-    return Chart(title, caption, spec, heads, tuple(rows))
-
-
-def _kinds(groups: Mapping[str, Any]) -> alt.Color:
-    """The colour of a kind of run: its method's, or another by its place."""
-    names = list(groups)
-    colours = [COLOURS.get(name) or FURTHER[place % len(FURTHER)] for place, name in enumerate(names)]
-    return alt.Color("kind:N", sort=names, scale=alt.Scale(domain=names, range=colours), legend=alt.Legend(title=None))
-
-
-def _dashes(parts: Sequence[str]) -> alt.StrokeDash:
-    scale = alt.Scale(domain=list(parts), range=[[1, 0], [4, 3]][: len(parts)])
-    return alt.StrokeDash("part:N", scale=scale, legend=alt.Legend() if len(parts) > 1 else None)
-
-
-def _epochs() -> alt.X:
-    return alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(zero=False, nice=False))
+def _unit(seconds: float) -> tuple[str, float]:
+    """A unit of time that suits a duration, and its length in seconds."""
+    return next(
+        each
+        for each in (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+        if seconds >= 2 * each[1] or each[1] == 1
+    )
 
 
 def _by_epoch(group: Sequence[Record], key: str) -> dict[float, list[float]]:
@@ -422,21 +338,3 @@ def _by_epoch(group: Sequence[Record], key: str) -> dict[float, list[float]]:
 
 def _first(groups: Groups) -> Record:
     return next(iter(groups.values()))[0]
-
-
-def _rounded(values: Sequence[Mapping[str, Any]], digits: int = 3) -> list[dict[str, Any]]:
-    return [{k: round(v, digits) if isinstance(v, float) else v for k, v in each.items()} for each in values]
-
-
-def _texts(*values: float) -> tuple[str, ...]:
-    return tuple(f"{value:.2f}" for value in values)
-
-
-def _version() -> str:
-    """Of Vega-Lite, as Altair writes it: "6.1"."""
-    return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-
-
-def as_json(spec: Mapping[str, Any]) -> str:
-    """A chart's spec for a script element."""
-    return json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")

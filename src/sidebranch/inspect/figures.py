@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -13,13 +13,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sidebranch.errors import UserError
-from sidebranch.inspect.curves import STYLE, colour_of
 from sidebranch.inspect.gradients import Alignment, Expansion
 from sidebranch.inspect.kernels import KernelCorrelation
 from sidebranch.inspect.record import Record, by_kind
 
 LAYERS = 4  # shown of a network
 SHARE_OF_INSET = 0.25  # of the epochs, at the end
+
+# Okabe and Ito's palette, for any colour vision. Methods have fixed colours; other kinds of run take the rest.
+COLOURS = {"baseline": "#555555", "DSL": "#E69F00", "DKS": "#0072B2", "DHM": "#009E73", "KD": "#CC79A7"}
+FURTHER = ("#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "axes.edgecolor": "#888888",
+    "svg.hashsalt": "sidebranch",  # the same runs give the same bytes
+}
 
 
 def seed_curves(records: Sequence[Record], solid: Literal["train", "val"] = "train", accuracy: bool = False) -> Figure:
@@ -186,3 +199,8 @@ def expansion_curves(found: Sequence[Expansion]) -> Figure:
         axes.set_ylabel("change of the mimicry term / sigma²")
         figure.legend(loc="outside upper center", ncols=1, frameon=False, fontsize=9)
         return figure
+
+
+def colour_of(kind: str, place: int) -> str:
+    """A kind of run's colour: its method's, or another by its place."""
+    return COLOURS.get(kind) or FURTHER[place % len(FURTHER)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -136,14 +136,12 @@ def changes(first: Record, record: Record) -> list[str]:
     return changed
 
 
-def summarise(records: Sequence[Record]) -> dict[str, dict[str, Spread]]:
+def summarise(groups: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Spread]]:
     """Kind of run to classifier to its final headline metric over the seeds, in percent."""
-    summary: dict[str, dict[str, Spread]] = {}
-    for kind, group in by_kind(records).items():
-        columns = group[0].columns
-        found = {column: [record.value(column) for record in group] for column in columns}
-        summary[kind] = {column: spread(values) for column, values in found.items()}
-    return summary
+    return {
+        kind: {column: spread([record.value(column) for record in group]) for column in group[0].columns}
+        for kind, group in groups.items()
+    }
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -10,9 +10,10 @@ from typing import Any
 
 from sidebranch.errors import UserError
 from sidebranch.inspect import charts
-from sidebranch.inspect.charts import Chart, Groups
+from sidebranch.inspect.chart import Chart, as_json, scripts
+from sidebranch.inspect.charts import Groups
 from sidebranch.inspect.gallery import embedded, gallery, read_rankings
-from sidebranch.inspect.record import Record, by_kind, changes, label, read_json, spread
+from sidebranch.inspect.record import Record, by_kind, changes, label, read_json, spread, summarise
 from sidebranch.inspect.significance import gain
 from sidebranch.runs.atomic_files import write_text
 from sidebranch.runs.headline import MEAN_AP, TOP1
@@ -95,15 +96,15 @@ def page(
         thumb=embedded,
         runs=_run_table(records),
         hardware=_hardware(records[0]),
-        scripts=charts.scripts(),
-        as_json=charts.as_json,
+        scripts=scripts(),
+        as_json=as_json,
     )
 
 
 def verdict(records: Sequence[Record]) -> str:
     """The result in a sentence: the means, the gain with its 95 % interval, and the number of images."""
     groups = by_kind(records)
-    summary = _summary(groups)
+    summary = summarise(groups)
     headline = records[0].headline
     name = headline.name[0].upper() + headline.name[1:] if headline == TOP1 else headline.name
     images = {record.images for record in records}
@@ -134,15 +135,8 @@ def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"mean ± standard deviation of {count} seeds"
 
 
-def _summary(groups: Groups) -> dict[str, dict[str, Any]]:
-    return {
-        kind: {column: spread([record.value(column) for record in group]) for column in group[0].columns}
-        for kind, group in groups.items()
-    }
-
-
 def _error_table(groups: Groups) -> list[list[str]]:
-    summary = _summary(groups)
+    summary = summarise(groups)
     columns = list(dict.fromkeys(column for errors in summary.values() for column in errors))
     first = next(iter(groups.values()))[0]
     extreme = "highest" if first.headline.higher_is_better else "lowest"

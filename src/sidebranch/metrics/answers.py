@@ -46,7 +46,8 @@ class Answers:
     @torch.no_grad()
     def add(self, scores: Float[Tensor, "c n k"], labels: Tensor) -> None:
         """Adds one batch of log-probabilities, with [N] class indices."""
-        confidence, answers = scores.exp().max(-1)
+        answers = _first(scores)
+        confidence = scores.gather(-1, answers[..., None]).squeeze(-1).exp()
         is_right = answers == labels
         place = (confidence * BINS).long().clamp_(0, BINS - 1)
         facts = torch.stack([torch.ones_like(confidence), is_right.to(confidence), confidence], -1).to(self.bins)
@@ -57,9 +58,11 @@ class Answers:
             pairs = torch.bincount(labels * self.num_classes + answers[0], minlength=self.num_classes**2)
             self.confused += pairs.view_as(self.confused)
 
-    def keep_examples(self, images: Float[Tensor, "n c h w"], scores: Float[Tensor, "c n k"], labels: Tensor) -> None:
+    def keep_examples(
+        self, images: Float[Tensor, "n channels h w"], scores: Float[Tensor, "c n k"], labels: Tensor
+    ) -> None:
         """Keeps small copies of images that main has wrong, some of each confusion. Waits for the device."""
-        answers = scores[0].argmax(-1)
+        answers = _first(scores)[0]
         wrong = (answers != labels).nonzero().flatten()
         for place, label, answer in zip(wrong.tolist(), labels[wrong].tolist(), answers[wrong].tolist(), strict=True):
             found = self.examples.setdefault((label, answer), [])
@@ -92,3 +95,8 @@ class Answers:
                 if count
             ],
         }
+
+
+def _first(scores: Tensor) -> Tensor:
+    """[C, N] answers. Of equal scores, the one that the errors count: `topk` takes it by how many it looks for."""
+    return scores.topk(min(5, scores.shape[-1])).indices[..., 0]

@@ -32,6 +32,7 @@ class Line:
         macs: multiply-adds of a training step, as a multiple of those of main alone; None if they are not known.
         published: the papers' result, in percent; None if there is none.
         missing: cells that are not done.
+        cells: those that are.
     """
 
     recipe: str
@@ -43,6 +44,7 @@ class Line:
     macs: float | None
     published: float | None
     missing: int
+    cells: tuple[str, ...]
 
 
 def records(cells: Sequence[Cell]) -> dict[str, Record]:
@@ -88,6 +90,7 @@ def lines(cells: Sequence[Cell], found: dict[str, Record], macs: Macs) -> list[L
                 _times_main(macs.get(done[0].name)) if done else None,
                 published.get("top1", published.get("mAP")),
                 len(group) - len(done),
+                tuple(cell.name for cell in done),
             )
         )
     return made
@@ -115,6 +118,28 @@ def _times_main(macs: Mapping[str, float] | None) -> float | None:
 
 def _by_seed(cells: Sequence[Cell], found: dict[str, Record]) -> dict[int, float]:
     return {cell.seed: found[cell.name].value("main") for cell in cells}
+
+
+def named(made: Sequence[Line]) -> dict[str, Line]:
+    """The lines with cells that are done, under a name that tells them apart."""
+    is_one = len({line.recipe for line in made}) == 1
+    return {line.variant if is_one else f"{line.recipe}, {line.variant}": line for line in made if line.cells}
+
+
+def verdict(made: Sequence[Line]) -> list[str]:
+    """Each line with a baseline in a sentence, its difference with the 95 % interval; without one, its value."""
+    found = named(made)
+    compared = [
+        f"{name}: main {line.values['main']} %; compared with the baseline, {line.change} ({_seeds(line)})."
+        for name, line in found.items()
+        if line.change is not None
+    ]
+    return compared or [f"{name}: main {line.values['main']} % ({_seeds(line)})." for name, line in found.items()]
+
+
+def _seeds(line: Line) -> str:
+    done, count = len(line.cells), len(line.cells) + line.missing
+    return f"{done} of {count} seeds" if line.missing else f"{done} seed{'s' * (done > 1)}"
 
 
 def markdown(made: Sequence[Line]) -> str:
