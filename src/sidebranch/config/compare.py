@@ -30,6 +30,7 @@ NOT_TRAINED = (
     ),
 )
 RENAMED = {"model.depth": "branches.count", "branches.depth": "branches.keep"}
+WHOLE = {"objective", "sampling", "runtime"}  # groups that a run's config has, and a recipe rarely has all of
 REMOVED = {"runtime.strategy": "ddp"}  # to the only value that is still possible
 
 
@@ -89,6 +90,9 @@ def up_to_date(nested: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     published = new.get("published")
     if isinstance(published, dict) and any(isinstance(value, (int, float)) for value in published.values()):
         new["published"] = {"results": {method: {"top1": value} for method, value in published.items()}}
+    model = new.get("model")
+    if isinstance(model, dict) and model.get("branches") == "paper" and set(new) >= WHOLE and "teacher" not in new:
+        new["model"] = model | {"branches": "default"}  # a whole config from when "paper" was the default
     for old, only in REMOVED.items():
         group, key = old.split(".")
         if isinstance(new.get(group), dict) and key in new[group] and new[group].pop(key) != only:

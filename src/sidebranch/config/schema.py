@@ -106,6 +106,7 @@ class RuntimeConfig:
             memory for about a third more time. Uses the backbone's own checkpointing, where timm has one.
         checkpoint_minutes: minutes between checkpoints within an epoch; 0 for none. Every epoch ends with one.
         keep_every: epochs between checkpoints that are kept for good, in checkpoints/epochs/; 0 keeps none.
+        logger: a tracker of metrics besides TensorBoard: `wandb` or `mlflow`, by their own environment variables.
         log_every: steps between readings of the training metrics, and between checks whether a process wants to stop.
     """
 
@@ -121,6 +122,7 @@ class RuntimeConfig:
     checkpoint_activations: bool = False
     checkpoint_minutes: float = 10.0
     keep_every: int = 0
+    logger: Literal["tensorboard", "wandb", "mlflow"] = "tensorboard"
     log_every: int = 10
 
     def __post_init__(self) -> None:

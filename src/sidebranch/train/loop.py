@@ -18,6 +18,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from sidebranch.config import recipe
+from sidebranch.config.compare import as_dict
 from sidebranch.config.schema import Config
 from sidebranch.config.validate import validate
 from sidebranch.data.datasets import read_dataset
@@ -40,7 +41,7 @@ from sidebranch.runs.headline import MEAN_AP, TOP1
 from sidebranch.runs.resume import state_to_resume
 from sidebranch.runs.summary import checkpoint_bytes, parameters, summary
 from sidebranch.runs.teacher_file import with_teacher_hash
-from sidebranch.runs.tensorboard import EventWriter
+from sidebranch.runs.trackers import Trackers
 from sidebranch.train import setup
 from sidebranch.train.finiteness import first_not_finite
 from sidebranch.train.optimizer import build_optimizer
@@ -114,7 +115,7 @@ class _Run:
             "inputs": setup.described(config, self.dataset),
         }
         self.state = State(config, folder, fabric, self.networks, optimizer, self.train_step, facts)
-        self.events: EventWriter | None = None
+        self.events: Trackers | None = None
         self.corrupt = 0  # unreadable images reported so far
         self.has_warned_of_waiting = self.has_warned_of_loss = False
 
@@ -167,7 +168,8 @@ class _Run:
                 image=list(self.dataset.shape),
                 images={"train": len(self.dataset.train), "val": len(self.dataset.val)},
             )
-            self.events = EventWriter(self.folder.root, self.done, self.reporter)
+            logger, plain = self.config.runtime.logger, as_dict(self.config)
+            self.events = Trackers(self.folder.root, self.done, logger, plain, self.reporter)
             self.state.repair_files()
         people = [] if self.dataset.reid is None else notes_on(self.dataset.reid)
         device, count = self.fabric.device.type, self.fabric.world_size
