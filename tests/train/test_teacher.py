@@ -114,3 +114,12 @@ def test_weights_of_another_network_and_other_classes_are_refused(teaching, tmp_
         build_teacher(other, IMAGES)
     with pytest.raises(sb.UserError, match=r"trained on other classes: 10 \(0, 1, 2, ...\), not 10 \(a, "):
         build_teacher(teaching, IMAGES | {"classes": list("abcdefghij")})
+
+
+def test_a_file_without_a_header_is_for_images_as_timm_s_networks_take_them(teaching, tmp_path):
+    net = timm.create_model("test_resnet", in_chans=1, num_classes=10).eval()
+    save_file(net.state_dict(), path := tmp_path / "weights.safetensors")
+    config = changed(teaching, teacher={"run": "", "model": "test_resnet", "weights": str(path)})
+    teacher = build_teacher(config, IMAGES)
+    assert teacher.size == net.pretrained_cfg["input_size"][1:]
+    assert teacher.factor.flatten()[0] == pytest.approx(IMAGES["std"][0] / net.pretrained_cfg["std"][0])

@@ -79,8 +79,9 @@ def build_teacher(config: Config, described: Mapping[str, Any]) -> nn.Module:
         raise UserError(
             f"the teacher '{path}' was trained on other classes: {_listed(header['classes'])}, not {_listed(classes)}"
         )
-    known = getattr(network, "pretrained_cfg", None) or {}
-    own = known if path is None else header
+    is_timm = type(network).__module__.startswith("timm.")  # the papers' networks have no images of their own
+    known = (getattr(network, "pretrained_cfg", None) or {}) if path is None or is_timm else {}
+    own = header or known
     scale = described["mean"], described["std"]
     own_scale = own.get("mean", scale[0]), own.get("std", scale[1])
     size = tuple(own["input_size"][1:]) if "input_size" in own else None
