@@ -136,8 +136,8 @@ class TeacherConfig:
         run: folder of a finished run, whose shipped network teaches.
         model: or timm's name of a network.
         weights: its weights: a `.safetensors` file, or a checkpoint of the papers' public code; timm's own, downloaded,
-            if empty. A file that does not say what images it is for is taken to be for timm's, if the network is timm's,
-            else for the student's.
+            if empty. A file that does not say which images it is for is taken to be for timm's, if the network is
+            timm's, else for the student's.
         students: who mimics it: `main`, the `branches`, or `all`.
         deep_supervision: whether the branches learn from the labels too ("+DS" in DKS Table 6).
         sha256: of the file with its weights; filled in when a run starts, so that no other teacher continues it.
