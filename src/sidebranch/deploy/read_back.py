@@ -1,0 +1,92 @@
+"""Reads an exported network as its user would: in a process of its own, by its format's runtime, without sidebranch.
+
+python read_back.py FORMAT PATH SAMPLES.npz RESULT.json: the images in SAMPLES through the network at PATH; RESULT gets
+the probabilities and the median milliseconds of a batch of 1 and of 32. Only the format "timm+sidebranch" imports
+sidebranch, which registers its networks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+Network = Callable[[Any], Any]  # images to scores, NumPy arrays
+BATCHES, REPEATS = (1, 32), 10
+
+
+def by_timm(path: Path) -> Network:
+    import timm
+
+    return _by_torch(timm.create_model(f"local-dir:{path}", pretrained=True).eval())
+
+
+def by_timm_and_sidebranch(path: Path) -> Network:
+    import sidebranch  # noqa: F401 (registers its networks with timm)
+
+    return by_timm(path)
+
+
+def by_torch_export(path: Path) -> Network:
+    import torch
+
+    return _by_torch(torch.export.load(path / "model.pt2").module())
+
+
+def by_onnx_runtime(path: Path) -> Network:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
+    (inputs,) = session.get_inputs()
+    return lambda images: session.run(None, {inputs.name: images})[0]
+
+
+def _by_torch(network: Any) -> Network:
+    import torch
+
+    def run(images: Any) -> Any:
+        with torch.inference_mode():
+            return network(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+READERS = {
+    "timm": by_timm,
+    "timm+sidebranch": by_timm_and_sidebranch,
+    "pt2": by_torch_export,
+    "onnx": by_onnx_runtime,
+    "onnx-int8": by_onnx_runtime,
+}
+
+
+def main(kind: str, path: str, samples: str, result: str) -> None:
+    network = READERS[kind](Path(path))
+    with np.load(samples) as file:
+        images, output = file["images"], str(file["output"])
+    scores = np.concatenate([network(images[at : at + 64]) for at in range(0, len(images), 64)]).astype(np.float64)
+    if output == "logits":
+        scores = np.exp(scores - scores.max(1, keepdims=True))
+        scores /= scores.sum(1, keepdims=True)
+    times = {count: _milliseconds(network, np.resize(images, (count, *images.shape[1:]))) for count in BATCHES}
+    Path(result).write_text(json.dumps({"probabilities": scores.tolist(), "milliseconds": times}))
+
+
+def _milliseconds(network: Network, images: Any) -> float:
+    network(images)
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        network(images)
+        times.append(1000 * (time.perf_counter() - started))
+    return median(times)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

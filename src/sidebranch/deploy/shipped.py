@@ -1,0 +1,122 @@
+"""A run to a network that ships. In: a run's folder and a classifier. Out: `Shipped`, a plain module and its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sidebranch.branches.extract import extract
+from sidebranch.config import recipe
+from sidebranch.config.schema import Config
+from sidebranch.core.ensemble import Ensemble
+from sidebranch.core.model import BranchedModel
+from sidebranch.data.datasets import Dataset
+from sidebranch.errors import UserError, nearest
+from sidebranch.evaluation.of_run import network_of_run
+from sidebranch.runs.folder import RunFolder
+
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A network without what only training needs.
+
+    Attributes:
+        classifier: "main", a branch's name, or "ensemble".
+        module: images [N, C, H, W], normalised, to logits [N, K]; the ensemble, to probabilities.
+        network: the whole, which it is compared with.
+        dataset: the run's.
+        config: the run's.
+        about: model, classes, size, mean, std, crop_pct and interpolation, and what comes out.
+    """
+
+    classifier: str
+    module: nn.Module
+    network: BranchedModel
+    dataset: Dataset
+    config: Config
+    about: Mapping[str, Any]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Channels, height and width of an image."""
+        return tuple(self.about["input_size"])
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """What the training network says for these images, [N, K] in float32."""
+        with torch.inference_mode():
+            if self.classifier == ENSEMBLE:
+                return Ensemble(self.network)(images)
+            outputs = self.network(images)
+            return outputs.logits[outputs.names.index(self.classifier)].float().softmax(-1)
+
+
+def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, data_root: str = "") -> Shipped:
+    """The network of a run's checkpoint that is to leave, on the CPU.
+
+    Args:
+        folder: of the run.
+        which: checkpoint.
+        classifier: "main", a branch's name, or "ensemble".
+        data_root: where the data are, if they have moved.
+
+    Raises:
+        UserError: there is no such run, checkpoint or classifier, or the run is of re-identification.
+    """
+    path = folder.last if which == "last" else folder.best
+    net, dataset = network_of_run(folder, path, data_root)
+    net, config = net.eval(), recipe.load(folder.config)
+    if dataset.reid is not None:
+        raise UserError(f"'{folder.root}' re-identifies; its backbone leaves by --format safetensors")
+    known = (*net.names, ENSEMBLE) if len(net.names) > 1 else net.names
+    if classifier not in known:
+        raise UserError(f"this run has no classifier '{classifier}'; {nearest(classifier, known)}")
+    described = dataset.described
+    size = described["input_size"]
+    module = Ensemble(net) if classifier == ENSEMBLE else extract(net, classifier, size)
+    crop = size[-1] / described["resize"] if described.get("resize") else 1.0
+    about = {
+        "model": config.model.name,
+        "classifier": classifier,
+        "output": "probabilities" if classifier == ENSEMBLE else "logits",
+        "num_classes": len(dataset.classes),
+        "interpolation": "bilinear",
+        **described,
+        "crop_pct": crop,
+    }
+    return Shipped(classifier, module.eval(), net, dataset, config, about)
+
+
+def validation_images(dataset: Dataset, most: int) -> tuple[Tensor, Tensor]:
+    """The first validation images as the network sees them, [N, C, H, W] in float32, and their labels.
+
+    All of a small set; of a large one, every so many-th batch, so that all classes are among them.
+    """
+    loader = dataset.val_loader(torch.device("cpu"))
+    return _collected(loader.batches(), max(1, len(dataset.val) // most), most)
+
+
+def training_images(dataset: Dataset, most: int) -> Tensor:
+    """Training images as the network sees them, augmented."""
+    return _collected(dataset.train_loader(torch.device("cpu")).batches(), 1, most)[0]
+
+
+def _collected(batches: Iterator[tuple[Tensor, Tensor]], stride: int, most: int) -> tuple[Tensor, Tensor]:
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for number, (batch, classes) in enumerate(batches):
+        if number % stride == 0 and len(classes):
+            images.append(batch.float().contiguous())
+            labels.append(classes)
+        if _count(labels) >= most:
+            break
+    return torch.cat(images)[:most], torch.cat(labels)[:most]
+
+
+def _count(batches: Sequence[Tensor]) -> int:
+    return sum(len(each) for each in batches)
