@@ -38,7 +38,11 @@ ROOMS = [
         "a config to a trained network and its folder",
         "errors seeding config core zoo network device data metrics distributed runs evaluation",
     ),
-    ("deploy", "a run to the file that ships", "errors config network runs zoo"),
+    (
+        "deploy",
+        "a run to what ships, read back and compared",
+        "errors config core branches network data runs evaluation zoo",
+    ),
     (
         "inspect",
         "run folders to tables, figures, a page; a network to its cost, kernels, gradients",

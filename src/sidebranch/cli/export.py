@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,7 +14,23 @@ from sidebranch.cli.texts import EXPORT_HELP
 from sidebranch.config import recipe
 from sidebranch.errors import UserError
 
+if TYPE_CHECKING:
+    from sidebranch.deploy.ship import Comparison
+
 FORMATS = ("safetensors", "timm", "onnx", "onnx-int8", "pt2")
+
+BESIDE = {"onnx-int8": "onnx", "onnx": "onnx", "pt2": "pt2"}  # main's format that an export is compared with
+ROWS: dict[str, Callable[[Comparison], str]] = {
+    "largest difference of a probability": lambda found: f"{found.difference:.1e}",
+    "same answers, %": lambda found: f"{found.agreement:.2f}",
+    "top-1 error before, %": lambda found: f"{found.before:.2f}",
+    "top-1 error after, %": lambda found: f"{found.after:.2f}",
+    "parameters": lambda found: f"{found.parameters:,}",
+    "multiply-adds, M": lambda found: f"{found.macs / 1e6:,.1f}",
+    "size, MB": lambda found: f"{found.bytes / 1e6:.2f}",
+    "ms for 1 image": lambda found: f"{found.milliseconds['1']:.2f}",
+    "ms for 32": lambda found: f"{found.milliseconds['32']:.2f}",
+}
 
 
 def parser() -> ArgumentParser:
@@ -62,7 +79,7 @@ def _folder(options: Namespace) -> int:
     from rich.table import Table
 
     from sidebranch.cli.running import quiet_libraries
-    from sidebranch.deploy.ship import export
+    from sidebranch.deploy.ship import export, measure
     from sidebranch.deploy.shipped import ship
     from sidebranch.runs.folder import RunFolder
     from sidebranch.runs.headline import headline_of
@@ -75,17 +92,16 @@ def _folder(options: Namespace) -> int:
     errors = {each: headline.of(rows[-1], each) for each in headline.columns(rows[-1])} if headline else {}
     environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
     found = export(shipped, options.format, output, errors, environment, options.with_preprocessing)
-    table = Table(title=f"{shipped.about['model']}, {shipped.classifier}, as {options.format}", title_justify="left")
-    table.add_column(f"on {found.images} validation images")
-    table.add_column("", justify="right")
-    table.add_row("largest difference of a probability", f"{found.difference:.1e}")
-    table.add_row("same answers, %", f"{found.agreement:.2f}")
-    table.add_row("top-1 error, %: training network", f"{found.before:.2f}")
-    table.add_row("top-1 error, %: export", f"{found.after:.2f}")
-    table.add_row("parameters", f"{found.parameters:,}")
-    table.add_row("size, MB", f"{found.bytes / 1e6:.2f}")
-    for count, milliseconds in found.milliseconds.items():
-        table.add_row(f"ms for a batch of {count}", f"{milliseconds:.2f}")
+    columns = {f"{shipped.classifier}, {options.format}": found}
+    if shipped.classifier != "main" or options.format == "onnx-int8":
+        main = ship(folder, options.checkpoint, "main", options["data.root"])
+        columns[f"main, {BESIDE[options.format]}"] = measure(main, BESIDE[options.format])
+    table = Table(title=f"{shipped.about['model']} on {found.images} validation images", title_justify="left")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, text in ROWS.items():
+        table.add_row(name, *(text(each) for each in columns.values()))
     Console(highlight=False).print(table)
     print(f"read back by a fresh process and compared: {output}")
     return 0

@@ -27,8 +27,13 @@ Scikit-learn's digits with half of the training labels replaced at random, train
 side branches (baseline) and with them (DHM), several seeds each. Prints a table and writes
 report.html, a page with the curves."""
 
-EXPORT_HELP = """Write the plain backbone of a run, or of a checkpoint of the papers' public code, for timm.
+EXPORT_HELP = """Write a network that ships: a run's main, one of its branches, or their ensemble.
 
+A format other than safetensors is a folder with a model card. It is read back by a fresh
+process, compared with the training network on validation images, and kept if it agrees.
+
+  sidebranch export runs/cifar100-resnet32-dhm-seed0 --format timm
+  sidebranch export runs/cifar100-resnet32-dhm-seed0 --format onnx --classifier b1
   sidebranch export runs/cifar100-resnet32-dhm-seed0 --checkpoint best
   sidebranch export imagenet/resnet50 --weights reference.pth --output resnet50-dhm.safetensors"""
 

@@ -1,5 +1,6 @@
 """The core: networks with side branches, their objective, and sampling. Needs torch alone."""
 
+from sidebranch.core.ensemble import Ensemble
 from sidebranch.core.model import BranchedModel, Outputs, SideBranch
 from sidebranch.core.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
 from sidebranch.core.sampling import Bernoulli, Categorical, Draw, Fixed, MovingRoots
@@ -10,6 +11,7 @@ __all__ = [
     "BranchedModel",
     "Categorical",
     "Draw",
+    "Ensemble",
     "Fixed",
     "Loss",
     "MovingRoots",

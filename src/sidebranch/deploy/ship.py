@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sidebranch.deploy import read_back
 from sidebranch.deploy.card import write_card
 from sidebranch.deploy.formats import ABOUT, WRITERS, write_onnx
 from sidebranch.deploy.shipped import Shipped, validation_images
-from sidebranch.errors import UserError
+from sidebranch.errors import UserError, reason
 
 IMAGES = 1000  # of the validation set, that an export is compared on
 TOLERANCE = 1e-4  # of a probability; other kernels add in another order
@@ -37,6 +38,7 @@ class Comparison:
         after: the export's.
         bytes: of the exported files.
         parameters: of the module.
+        macs: multiply-adds for one image.
         milliseconds: number of images in a batch to its median time.
     """
 
@@ -47,6 +49,7 @@ class Comparison:
     after: float
     bytes: int
     parameters: int
+    macs: int
     milliseconds: Mapping[str, float]
 
 
@@ -77,23 +80,46 @@ def export(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
         staged = Path(temporary) / output.name
-        staged.mkdir()
-        if preprocessing:
-            write_onnx(shipped, staged, with_preprocessing=True)
-        else:
-            WRITERS[kind](shipped, staged)
-        about = dict(shipped.about) | ({"output": "probabilities", "input": "uint8"} if preprocessing else {})
-        (staged / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        found = _compare(shipped, kind, staged, about, Path(temporary))
-        if kind != "onnx-int8" and found.difference > TOLERANCE:
-            raise UserError(
-                f"the {kind} export differs from the training network by {found.difference:.2g} in a probability, more "
-                f"than {TOLERANCE:g}, and has other answers for {100 - found.agreement:.2f} % of the images; "
-                "nothing was kept"
-            )
+        about, found = _write(shipped, kind, staged, preprocessing)
         write_card(staged / "README.md", shipped, kind, about, found, errors, environment)
         os.replace(staged, output)
     return found
+
+
+def measure(shipped: Shipped, kind: str) -> Comparison:
+    """The same of an export that is not kept."""
+    with tempfile.TemporaryDirectory() as temporary:
+        return _write(shipped, kind, Path(temporary) / "export")[1]
+
+
+def _write(shipped: Shipped, kind: str, folder: Path, preprocessing: bool = False) -> tuple[dict[str, Any], Comparison]:
+    folder.mkdir()
+    try:
+        if preprocessing:
+            write_onnx(shipped, folder, with_preprocessing=True)
+        else:
+            WRITERS[kind](shipped, folder)
+    except (UserError, OSError):
+        raise
+    except ModuleNotFoundError as error:
+        raise UserError(f"--format {kind} needs {error.name}: pip install 'sidebranch[export]'") from error
+    except Exception as error:  # of torch's exporters, which raise many kinds
+        raise UserError(f"torch cannot export {shipped.about['model']} as {kind}: {_last_line(error)}") from error
+    about = dict(shipped.about) | ({"output": "probabilities", "input": "uint8"} if preprocessing else {})
+    (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = _compare(shipped, kind, folder, about, folder.parent)
+    if kind != "onnx-int8" and found.difference > TOLERANCE:
+        raise UserError(
+            f"the {kind} export differs from the training network by {found.difference:.2g} in a probability, more "
+            f"than {TOLERANCE:g}, and has other answers for {100 - found.agreement:.2f} % of the images; nothing was "
+            "kept"
+        )
+    return about, found
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "<class" in line or "Error" in line]
+    return lines[0] if lines else reason(error)
 
 
 def _compare(shipped: Shipped, kind: str, folder: Path, about: Mapping[str, Any], work: Path) -> Comparison:
@@ -123,8 +149,15 @@ def _compare(shipped: Shipped, kind: str, folder: Path, about: Mapping[str, Any]
         after=100 * float((found.argmax(1) != classes).mean()),
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
         parameters=sum(each.numel() for each in shipped.module.parameters()),
+        macs=_macs(shipped),
         milliseconds=read["milliseconds"],
     )
+
+
+def _macs(shipped: Shipped) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shipped.module(torch.zeros(1, *shipped.size))
+    return counter.get_total_flops() // 2
 
 
 def _needs_sidebranch(shipped: Shipped) -> bool:

@@ -27,10 +27,11 @@ def error_over_epochs(groups: Groups) -> Chart:
                 band = {"low": min(found), "high": max(found), "mean": mean(found)}
                 values.append({"kind": kind, "part": part, "epoch": epoch, **band})
     base = alt.Chart(alt.Data(values=rounded(values))).encode(x=epochs(), color=kinds(groups), detail="part:N")
-    value = alt.Y("mean:Q", title=f"{headline.name} of main, %", scale=alt.Scale(zero=False))
+    scale = _scale([each["low"] for each in values])
+    value = alt.Y("mean:Q", title=f"{headline.name} of main, %", scale=scale)
     tooltip = ["kind:N", "part:N", "epoch:Q", "mean:Q", "low:Q", "high:Q"]
     lines = base.mark_line(strokeWidth=1.8).encode(y=value, strokeDash=dashes(tuple(parts)), tooltip=tooltip)
-    band = base.mark_area(opacity=0.18, stroke=None).encode(y=alt.Y("low:Q"), y2="high:Q")
+    band = base.mark_area(opacity=0.18, stroke=None).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     last = {(each["kind"], each["part"]): each for each in values}
     return chart_of(
         "Over the epochs",
@@ -120,7 +121,9 @@ def classifiers_over_epochs(kind: str, group: Sequence[Record]) -> Chart:
         .mark_line(strokeWidth=1.8)
         .encode(
             x=epochs(),
-            y=alt.Y("value:Q", title=f"validation {headline.name}, %", scale=alt.Scale(zero=False)),
+            y=alt.Y(
+                "value:Q", title=f"validation {headline.name}, %", scale=_scale([each["value"] for each in values])
+            ),
             color=alt.Color("classifier:N", sort=columns, scale=alt.Scale(domain=columns, range=colours)),
             strokeDash=alt.StrokeDash("classifier:N", sort=columns, legend=None),
             tooltip=["classifier:N", "epoch:Q", "value:Q"],
@@ -315,6 +318,12 @@ def _by_place(values: list[dict[str, Any]], groups: Mapping[str, Any], name: str
         )
         .properties(height=max(120, 24 * len(order)))
     )
+
+
+def _scale(values: Sequence[float]) -> alt.Scale:
+    """Logarithmic where the values span a factor of ten, so that the end of a run can be told apart."""
+    low, high = min(values), max(values)
+    return alt.Scale(type="log", nice=False, padding=4) if low > 0 and high / low > 10 else alt.Scale(zero=False)
 
 
 def _unit(seconds: float) -> tuple[str, float]:
