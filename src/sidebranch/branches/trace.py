@@ -121,8 +121,8 @@ class Trace:
                 found[node] = path
         return {path: node for node, path in sorted(found.items(), key=lambda item: order[item[0]])}
 
-    def tail(self, fork: fx.Node) -> tuple[fx.Graph, dict[str, Call]]:
-        """The graph from the fork's output to the logits, and the calls of its modules.
+    def tail(self, fork: fx.Node, end: fx.Node | None = None) -> tuple[fx.Graph, dict[str, Call]]:
+        """The graph from the fork's output to the logits, or to a later cut, and the calls of its modules.
 
         Sizes that are read before the fork are constants in it, except for the batch size.
         """
@@ -130,7 +130,9 @@ class Trace:
         copies[fork] = graph.placeholder("features")
         copies[fork].meta = dict(fork.meta)
         past = _past(fork, self.graph)
-        needed = self._sources(self.graph.output_node(), {*past, fork}, len(self.graph.nodes))
+        nodes = list(self.graph.nodes)
+        limit = len(nodes) if end is None else nodes.index(end)
+        needed = self._sources(end or self.graph.output_node(), {*past, fork}, limit)
         batch = graph.call_method("size", (copies[fork], 0))
         batch.meta["value"] = BATCH
 
@@ -143,6 +145,8 @@ class Trace:
                 note_copy(node, copies)
         if not batch.users:
             graph.erase_node(batch)
+        if end is not None:
+            graph.output(copies[end])
         runs = {path: calls[0] for path, calls in self.calls.items() if len(calls) == 1}
         return graph, {
             path: Call(copies[run.input], copies[run.output])

@@ -17,6 +17,7 @@ from sidebranch.core.model import BranchedModel
 from sidebranch.data.datasets import Dataset
 from sidebranch.errors import UserError, nearest
 from sidebranch.evaluation.of_run import network_of_run
+from sidebranch.runs.export import with_crop
 from sidebranch.runs.folder import RunFolder
 
 ENSEMBLE = "ensemble"
@@ -79,15 +80,12 @@ def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, dat
     described = dataset.described
     size = described["input_size"]
     module = Ensemble(net) if classifier == ENSEMBLE else extract(net, classifier, size)
-    crop = size[-1] / described["resize"] if described.get("resize") else 1.0
     about = {
         "model": config.model.name,
         "classifier": classifier,
         "output": "probabilities" if classifier == ENSEMBLE else "logits",
         "num_classes": len(dataset.classes),
-        "interpolation": "bilinear",
-        **described,
-        "crop_pct": crop,
+        **with_crop(described),
     }
     return Shipped(classifier, module.eval(), net, dataset, config, about)
 

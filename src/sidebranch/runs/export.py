@@ -33,13 +33,20 @@ def write_backbone(
     """
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
     header = {"model": name, "num_classes": str(num_classes), "in_chans": str(in_chans)}
-    header |= {key: json.dumps(value) for key, value in (inputs or {}).items()}
+    header |= {key: json.dumps(value) for key, value in (with_crop(inputs) if inputs else {}).items()}
 
     def write(temporary: Path) -> None:
         save_file(tensors, temporary, metadata=header)
         _sort_header(temporary)
 
     write_atomically(path, write)
+
+
+def with_crop(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the images, with `crop_pct` and `interpolation` as timm means them."""
+    resize = inputs.get("resize")
+    crop = inputs["input_size"][-1] / resize if resize else 1.0
+    return {"interpolation": "bilinear", **inputs, "crop_pct": crop}
 
 
 def _sort_header(path: Path) -> None:
