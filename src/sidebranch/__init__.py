@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sidebranch._attach import attach
     from sidebranch.branches import (
         BranchCheck,
+        EarlyExit,
         Grown,
         Growth,
         OneClassifier,
@@ -56,6 +57,7 @@ __all__ = [
     "BranchedModel",
     "Categorical",
     "Draw",
+    "EarlyExit",
     "Ensemble",
     "Fixed",
     "Grown",
@@ -90,6 +92,7 @@ _MODULES = {
     "_attach": ("attach",),
     "branches": (
         "BranchCheck",
+        "EarlyExit",
         "Grown",
         "Growth",
         "OneClassifier",

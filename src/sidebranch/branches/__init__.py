@@ -1,5 +1,6 @@
 """How a side branch is made, and whether it keeps the papers' rules."""
 
+from sidebranch.branches.early_exit import EarlyExit
 from sidebranch.branches.extract import OneClassifier, extract
 from sidebranch.branches.grow import Grown, Growth, grow, movable
 from sidebranch.branches.last_stride import keep_resolution, last_stage, last_stride_one
@@ -11,6 +12,7 @@ from sidebranch.branches.tail import Tail, conv_weights_by_fan_out
 __all__ = [
     "THINNED",
     "BranchCheck",
+    "EarlyExit",
     "Grown",
     "Growth",
     "Kind",
