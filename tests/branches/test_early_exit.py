@@ -89,7 +89,7 @@ def test_some_exits_alone_and_what_is_wrong(net):
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
 def test_it_follows_other_families(name):
-    net = sb.attach(timm.create_model(name, num_classes=5), growth=sb.Growth(width=1.0)).eval()
+    net = sb.attach(timm.create_model(name, num_classes=5), growth=sb.Growth(keep=1.0, width=1.0)).eval()
     shape = net.backbone.pretrained_cfg["input_size"]
     early = sb.EarlyExit(net, dict.fromkeys(net.names, 0.25))
     images = torch.randn(6, *shape)
