@@ -42,6 +42,7 @@ GROUPS = {
     "tests/core/test_model.py::test_network_and_loss_compile_together": "ranks",
     "tests/reid/test_retrieval.py": "people",
     "tests/reid/test_gallery.py": "people",
+    "tests/deploy/test_formats.py": "exports",
 }
 
 

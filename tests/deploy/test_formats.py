@@ -1,6 +1,7 @@
 """What leaves is what was trained: each format is read back by its own runtime in a process of its own."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sidebranch.config.schema import Config, OptimConfig, RuntimeConfig
 from sidebranch.deploy import ship as shipping
 from sidebranch.deploy.formats import WRITERS
 from sidebranch.deploy.ship import export
-from sidebranch.deploy.shipped import ship
+from sidebranch.deploy.shipped import ship, validation_images
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
 
@@ -67,6 +68,15 @@ def test_the_ensemble_is_the_mean_of_probabilities(run):
     with torch.no_grad():
         wanted = sum(logits.softmax(-1) for logits in net(images).logits) / len(net.names)
         torch.testing.assert_close(sb.Ensemble(net)(images), wanted)
+
+
+def test_images_are_taken_from_all_over_the_validation_set(run):
+    dataset = ship(run, "last", "main").dataset
+    order = dataset.val.labels.sort().indices
+    dataset = replace(dataset, val=dataset.val.take(order))  # by class, as in a folder
+    images, labels = validation_images(dataset, 20)
+    assert len(images) == 20
+    assert set(labels.tolist()) == set(range(10))
 
 
 def test_photos_in_and_probabilities_out(run, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 import sidebranch as sb
 from sidebranch.inspect.chart import scripts
-from sidebranch.inspect.charts import calibration_error, error_over_epochs, final_values
+from sidebranch.inspect.charts import calibration_error, error_over_epochs, final_values, worst_classes
 from sidebranch.inspect.record import by_kind, read_record, spread, summarise
 from sidebranch.inspect.report import verdict, write_report
 from sidebranch.runs.console import Silent
@@ -123,6 +123,11 @@ def test_answers_agree_with_the_metrics(records):
         wrong = sum(n * error for n, error in zip(table["images"], table["errors"][column], strict=True))
         assert wrong / 500 == pytest.approx(records[2].value(column))
     assert all(pair["class"] != pair["answer"] and 1 <= len(pair["examples"]) <= 3 for pair in table["confused"])
+
+
+def test_classes_that_one_kind_did_not_see_are_left_out():
+    chart = worst_classes({"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0, "z": 1.0}})
+    assert chart.rows == (("x", "1.00", "3.00"),)
 
 
 def test_measured_kernels_and_gradients_are_shown(records, tmp_path):

@@ -75,6 +75,7 @@ def test_a_resumed_run_goes_on_in_its_tracker(tmp_path, monkeypatch):
     for kind in ("wandb", "wandb", "mlflow", "mlflow"):
         tracker(kind, tmp_path)
     assert made[0] == made[1]
+    assert (tmp_path / ".wandb_run").read_text().strip() == made[0][1]["id"]
     assert [named["run_id"] for _, named in made[2:]] == [None, "7f3"]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(sb.UserError, match="needs MLFLOW_TRACKING_URI"):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sidebranch.cli import main
 from sidebranch.study import local, process, ray_tasks
 from sidebranch.study.cells import plan, read_cells, write_cells
 from sidebranch.study.progress import Progress
+from sidebranch.study.replicas import exit_status, handled
 from sidebranch.study.spec import Row, Study
 
 STUDY = Study("mine", "", "", 2, (Row("digits/demo", "base, line", {"method": "baseline"}, {}),))
@@ -54,7 +56,7 @@ def test_an_element_of_a_slurm_array_trains_its_cell(tmp_path, monkeypatch, caps
     command = ["study", "my study.yaml", "--launcher", "slurm", "--cpus", "2", "--gpus", "1"]
     assert main([*command, *QUICK, "--optim.epochs", "1"]) == 0
     script = tmp_path / "studies" / "my study" / "array.sbatch"
-    assert f"2 cells: sbatch {script.relative_to(tmp_path)}" in capsys.readouterr().out
+    assert f"2 cells: sbatch {script}" in capsys.readouterr().out
     fake = tmp_path / "bin"
     fake.mkdir()
     (fake / "srun").write_text('#!/bin/sh\nshift\nshift\nshift\nprintf "%s\\n" "$@"\nexit 138\n')
@@ -68,6 +70,8 @@ def test_an_element_of_a_slurm_array_trains_its_cell(tmp_path, monkeypatch, caps
     assert ran.returncode == 138
     assert "#SBATCH --array=0-1%1\n" in script.read_text()
     assert "#SBATCH --gpus-per-task=1\n" in script.read_text()
+    assert f'#SBATCH --output="{script.parent}/logs/slurm-%A-%a.log"\n' in script.read_text()
+    assert "#SBATCH --job-name=my-study\n" in script.read_text()
     assert main(["study", root, flag, name]) == 0
     assert [cell.state().kind for cell in read_cells(script.parent)] == ["waiting", "done"]
     assert main(["study", root, flag, name[:-1]]) == 2
@@ -80,6 +84,33 @@ def test_processes_share_gpus_by_their_free_memory():
     assert local.slots_of(4, ["0", "1"], [0.97, 0.2], 1) == ["0"]
     with pytest.raises(sb.UserError, match=r"no GPU has 50% of its memory left \(the most is 30%\)"):
         local.slots_of(1, ["0"], [0.3], 0.5)
+
+
+def test_ray_refuses_what_no_machine_has():
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+    ray_tasks._check_room(nodes, 4, 0.5)
+    with pytest.raises(sb.UserError, match="asks for 8 CPUs and 0 GPUs; the cluster's machines have 4 CPUs and 1 GPUs"):
+        ray_tasks._check_room(nodes, 8, 0)
+
+
+def test_a_cell_that_a_signal_ended_can_go_on(tmp_path):
+    (cell, _) = started(tmp_path, 1)
+    cell.log("err").write_text("")
+    assert [exit_status(code) for code in (0, 2, -15)] == [0, 2, 143]
+    assert process.is_well(cell, exit_status(-15))
+    assert cell.state().kind == "waiting"
+    assert not process.is_well(cell, 2)
+    assert (cell.state().kind, cell.state().message) == ("failed", "ended with status 2")
+    assert replace(cell, trains="another config").state().kind == "waiting"
+
+
+def test_the_end_of_the_terminal_is_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in handled()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in handled()
 
 
 def test_hundreds_of_cells_are_shown_without_their_recipes(tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from sidebranch.config.schema import Config
 from sidebranch.study import local, process
 from sidebranch.study.cells import plan
 from sidebranch.study.results import lines, records
-from sidebranch.study.spec import read_study
+from sidebranch.study.spec import read_study, shipped
 
 SPEC = """
 about: a test
@@ -195,6 +195,31 @@ def test_rows_that_train_the_same_share_a_run(spec):
         "digits-demo-wide-seed0",
         "digits-demo-baseline-seed0",
     ]
+
+
+def test_variants_are_told_apart_by_their_names(spec):
+    Path(spec).write_text(SPEC.replace("wide:", "0.1:"))
+    assert [row.variant for row in read_study(spec).rows] == ["baseline", "0.1"]
+    Path(spec).write_text(SPEC + "- recipes: [digits/demo]\n  variants: {wide: {method: dhm}}\n")
+    with pytest.raises(sb.UserError, match="the recipe digits/demo has two variants 'wide'; give each its own name"):
+        read_study(spec)
+    for text, message in (
+        ("about: a: b\ngroups: []\n", "is no study: mapping values are not allowed here"),
+        ("groups:\n- recipes: [digits/demo]\n", "every group is `recipes`, a list, and `variants`, a mapping"),
+        ("groups:\n- recipes: []\n  variants: {a: b}\n", "the variant 'a' must be fields and values"),
+    ):
+        Path(spec).write_text(text)
+        with pytest.raises(sb.UserError, match=message):
+            read_study(spec)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_studies_can_be_read(name):
+    study = read_study(name)
+    assert study.rows
+    assert all(row.config() for row in study.rows[-1:])
+    full = name.removesuffix("-short")
+    assert full == name or full in shipped()
 
 
 def test_processes_get_the_devices_that_are_left(monkeypatch):

@@ -89,7 +89,8 @@ def _folder(options: Namespace) -> int:
     shipped = ship(folder, options.checkpoint, options.classifier, options["data.root"])
     rows = folder.read_metrics()
     headline = headline_of(rows[-1]) if rows else None
-    errors = {each: headline.of(rows[-1], each) for each in headline.columns(rows[-1])} if headline else {}
+    row = min(rows, key=headline.of) if headline and options.checkpoint == "best" else rows[-1] if rows else {}
+    errors = {each: headline.of(row, each) for each in headline.columns(row)} if headline else {}
     environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
     found = export(shipped, options.format, output, errors, environment, options.with_preprocessing)
     columns = {f"{shipped.classifier}, {options.format}": found}

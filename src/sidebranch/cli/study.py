@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -35,7 +35,10 @@ def parser() -> ArgumentParser:
     )
     made.add_argument("--cpus", type=int, default=0, help="Threads of a process. Default: the cores, shared out.")
     made.add_argument(
-        "--gpus", type=float, default=0.0, help="GPU of a process, or its share: 0.5. Default: one, if any."
+        "--gpus",
+        type=float,
+        default=0.0,
+        help="GPUs of a process: 1, or a share: 0.5. Default here: one, if any; else none.",
     )
     made.add_argument("--ray.address", type=str, default="", help="Of a Ray cluster. Default: one on this machine.")
     made.add_argument("--cell", type=str, default="", help="Train this cell of a started study alone.")
@@ -61,6 +64,9 @@ def run(arguments: Sequence[str]) -> int:
     root, spec, seeds, only, flags = _settings(options, flags)
     study = read_study(spec)
     cells, configs = plan(study, root, range(seeds or study.seeds), only, flags)
+    wanted = None
+    if (Path(options.spec) / SETTINGS).is_file() and options.only:  # the table keeps its other rows
+        wanted = plan(study, root, range(seeds or study.seeds), [*only, *options.only], flags)[1]
     if options.status or options.table:
         return _show(cells, options)
     root.mkdir(parents=True, exist_ok=True)
@@ -70,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         for source in options.adopt:
             for name in adopt(cells, Path(source)):
                 print(f"adopted {name}")
-        status = _train(cells, options, root)
+        status = _train(cells, options, root, wanted, next(iter(configs.values())).runtime.accelerator)
         _write(cells, configs, root)
     return status
 
@@ -109,20 +115,23 @@ def _settings(options: Namespace, flags: list[str]) -> tuple[Path, str, int, lis
     kept = Path(options.spec) / SETTINGS
     if kept.is_file():
         known = json.loads(kept.read_text(encoding="utf-8"))
-        seeds, only = options.seeds or known["seeds"], options.only or known["only"]
-        return Path(options.spec), known["spec"], seeds, only, [*known["flags"], *flags]
-    root = Path(options.output or Path("studies") / Path(options.spec).stem)
+        seeds = options.seeds or known["seeds"]
+        return Path(options.spec).resolve(), known["spec"], seeds, known["only"], [*known["flags"], *flags]
+    root = Path(options.output or Path("studies") / Path(options.spec).stem).resolve()
     is_file = options.spec not in shipped() and Path(options.spec).is_file()
     spec = str(Path(options.spec).resolve()) if is_file else options.spec
     return root, spec, options.seeds, options.only, flags
 
 
-def _train(cells: Sequence[Cell], options: Namespace, root: Path) -> int:
-    """Trains what is not done, with a live table."""
+def _train(
+    cells: Sequence[Cell], options: Namespace, root: Path, wanted: Collection[str] | None, accelerator: str
+) -> int:
+    """Trains what is not done, with a live table; of a study that goes on with --only, the wanted cells."""
     from rich.console import Console
     from rich.live import Live
 
     from sidebranch.device import cores
+    from sidebranch.study import local
     from sidebranch.study.progress import Progress
 
     progress = Progress(cells)
@@ -130,8 +139,12 @@ def _train(cells: Sequence[Cell], options: Namespace, root: Path) -> int:
     for cell in damaged:
         print(f"sidebranch: {cell.name} is damaged: {progress.states[cell.name].message}", file=sys.stderr)
     todo = progress.of("waiting", "started", *(("failed",) if options.retry else ()))
+    todo = [cell for cell in todo if wanted is None or cell.name in wanted]
     parallel = min(options.parallel, len(todo) or 1)
-    cpus = options.cpus or max(1, cores() // parallel)
+    slots: list[str | None] = [None] * parallel
+    if options.launcher == "local" and todo and accelerator != "cpu" and (gpus := local.gpus_here()):
+        slots = local.slots_of(parallel, gpus, local.free_memory(gpus), options.gpus or 1)
+    cpus = options.cpus or max(1, cores() // len(slots))
     if options.launcher == "slurm":
         from sidebranch.study.slurm import SCRIPT, array_script
 
@@ -152,10 +165,6 @@ def _train(cells: Sequence[Cell], options: Namespace, root: Path) -> int:
 
             status = ray_tasks.run_cells(todo, options["ray.address"], cpus, options.gpus, parallel, watch)
         else:
-            from sidebranch.study import local
-
-            gpus = local.gpus_here()
-            slots = local.slots_of(parallel, gpus, local.free_memory(gpus) if gpus else [], options.gpus or 1)
             progress.parallel = len(slots)
             status = local.run_cells(todo, slots, cpus, watch)
     progress = Progress(cells, parallel)

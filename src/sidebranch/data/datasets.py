@@ -73,6 +73,7 @@ class Dataset:
         known = {"input_size": list(self.eval_shape), "mean": list(scale.mean), "std": list(scale.std)}
         if self.config.name == "folder":
             known |= {"resize": self.config.resize, "interpolation": self.config.interpolation}
+            known |= {"squash": True} if self.config.squash else {}
         return {**known, "classes": list(self.classes)}
 
     @property

@@ -18,6 +18,7 @@ from sidebranch.deploy.shipped import Shipped, training_images
 from sidebranch.errors import UserError
 
 CALIBRATION = 256  # training images that int8's ranges are taken from
+IMAGES = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "num_classes")  # in timm's config
 ABOUT = "sidebranch.json"  # in the folder: size, normalisation, classes; the same stands in the file where it can
 
 
@@ -51,9 +52,10 @@ def write_timm(shipped: Shipped, folder: Path) -> None:
         )
     about = shipped.about
     module: Any = shipped.module
+    known = getattr(module, "pretrained_cfg", {})
     module.pretrained_cfg = {
-        **getattr(module, "pretrained_cfg", {}),
-        **{key: about[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")},
+        **{key: value for key, value in known.items() if not key.startswith("test_")},
+        **{key: about[key] for key in IMAGES},
         "label_names": list(about["classes"]),
     }
     arguments = {**shipped.config.model.options}

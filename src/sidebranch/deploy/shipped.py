@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -91,30 +91,25 @@ def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, dat
 
 
 def validation_images(dataset: Dataset, most: int) -> tuple[Tensor, Tensor]:
-    """The first validation images as the network sees them, [N, C, H, W] in float32, and their labels.
-
-    All of a small set; of a large one, every so many-th batch, so that all classes are among them.
-    """
-    loader = dataset.val_loader(torch.device("cpu"))
-    return _collected(loader.batches(), max(1, len(dataset.val) // most), most)
+    """Evenly spaced validation images as the network sees them, [N, C, H, W] in float32, and their labels."""
+    chosen = torch.linspace(0, len(dataset.val) - 1, min(most, len(dataset.val))).round().long()
+    return _read(replace(dataset, val=dataset.val.take(chosen)))
 
 
 def training_images(dataset: Dataset, most: int) -> Tensor:
-    """Training images as the network sees them, augmented."""
-    return _collected(dataset.train_loader(torch.device("cpu")).batches(), 1, most)[0]
+    """Training images, cropped as validation images are; evenly spaced.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not len(dataset.train):
+        raise UserError("int8 takes its ranges from training images, and there are none; give another --data.root")
+    chosen = torch.linspace(0, len(dataset.train) - 1, min(most, len(dataset.train))).round().long()
+    return _read(replace(dataset, val=dataset.train.take(chosen)))[0]
 
 
-def _collected(batches: Iterator[tuple[Tensor, Tensor]], stride: int, most: int) -> tuple[Tensor, Tensor]:
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for number, (batch, classes) in enumerate(batches):
-        if number % stride == 0 and len(classes):
-            images.append(batch.float().contiguous())
-            labels.append(classes)
-        if _count(labels) >= most:
-            break
-    return torch.cat(images)[:most], torch.cat(labels)[:most]
-
-
-def _count(batches: Sequence[Tensor]) -> int:
-    return sum(len(each) for each in batches)
+def _read(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """All images of the validation part."""
+    batches = [(images.float(), labels) for images, labels in dataset.val_loader(torch.device("cpu")).batches()]
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images).contiguous(), torch.cat(labels)

@@ -19,6 +19,8 @@ from sidebranch.metrics.agreement import Agreement
 from sidebranch.metrics.answers import Answers
 from sidebranch.metrics.meter import COUNT, Meter
 
+SHOWN = 40  # of main's confusions, with images
+
 
 def columns_of(names: Sequence[str]) -> tuple[str, ...]:
     """The classifiers, and their ensemble if there is more than one."""
@@ -96,8 +98,8 @@ def answers_as_table(answers: Answers, dataset: Dataset) -> dict[str, Any]:
     """Plain values for JSON: answers in sums, and main's confusions with a few images each, as JPEG in base64."""
     table, known = answers.read(dataset.classes), dataset.described
     mean, std = (torch.tensor(known[each]).view(-1, 1, 1) for each in ("mean", "std"))
-    for pair in table["confused"]:
-        images = answers.examples.get((pair["class"], pair["answer"]), [])
+    for place, pair in enumerate(table["confused"]):
+        images = answers.examples.get((pair["class"], pair["answer"]), []) if place < SHOWN else []
         pair["examples"] = [_jpeg(image * std + mean) for image in images]
     return table
 

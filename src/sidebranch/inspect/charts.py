@@ -223,7 +223,7 @@ def worst_classes(errors: Mapping[str, Mapping[str, float]]) -> Chart:
     Args:
         errors: kind of run to class to mean error over seeds, in percent.
     """
-    names = next(iter(errors.values()))
+    names = [name for name in next(iter(errors.values())) if all(name in each for each in errors.values())]
     order = sorted(names, key=lambda name: -mean(each[name] for each in errors.values()))[:CLASSES]
     values = [{"kind": kind, "class": name, "error": each[name]} for kind, each in errors.items() for name in order]
     chart = (

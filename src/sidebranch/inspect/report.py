@@ -25,6 +25,7 @@ METHODS = {
     "dhm": "side branches learn from the labels and, as sampled, from one another",
     "kd": "an outside network teaches",
 }
+PAIRS = 12  # confusions that are shown
 MOST = 6  # kinds of run with charts of their own
 ANSWERS = {"classes", "bins", "errors", "confused"}
 MEASURED = {"kernels.json": charts.kernel_correlation, "gradients.json": charts.gradient_alignment}
@@ -241,7 +242,7 @@ def _confused(answers: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]
             known["count"] += pair["count"]
             known["examples"] = known["examples"] or pair["examples"]
     ordered = sorted(found.values(), key=lambda pair: -pair["count"])
-    return {"confused": ordered[: len(tables[0]["confused"])], "confused_of": kind}
+    return {"confused": ordered[:PAIRS], "confused_of": kind}
 
 
 def _measured(folder: Path) -> list[Chart]:

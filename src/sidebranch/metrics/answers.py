@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BINS = 15  # of confidence, of equal width; as in Guo et al., "On calibration of modern neural networks", 2017
 MOST_CLASSES = 2000  # with more, confusions are not counted: the table would take too much memory
-PAIRS, EXAMPLES, KEPT = 12, 3, 6000  # confusions that are listed; images of each; images that are kept for them
+PAIRS, EXAMPLES, KEPT = 1000, 3, 6000  # confusions that are listed; images of each; images that are kept for them
 SIDE = 64  # pixels of an example's longer side, at most
 
 
@@ -24,6 +24,7 @@ class Answers:
         columns: their names, main first.
         device: of the sums.
         num_classes: K.
+        keeps_examples: keep small copies of images that main has wrong, about as many of every class.
 
     Attributes:
         bins: [columns, 15, 3]: the number of images by confidence, of right answers, the sum of confidences.
@@ -32,7 +33,9 @@ class Answers:
         confused: [K, K]: main's answers (second) by class (first); empty with too many classes.
     """
 
-    def __init__(self, columns: Sequence[str], device: torch.device, num_classes: int) -> None:
+    def __init__(
+        self, columns: Sequence[str], device: torch.device, num_classes: int, keeps_examples: bool = True
+    ) -> None:
         self.columns, self.num_classes = tuple(columns), num_classes
         precise = torch.float32 if device.type == "mps" else torch.float64
         side = num_classes if num_classes <= MOST_CLASSES else 0
@@ -41,7 +44,7 @@ class Answers:
         self.images = torch.zeros(num_classes, dtype=precise, device=device)
         self.confused = torch.zeros(side, side, dtype=precise, device=device)
         self.examples: dict[tuple[int, int], list[Tensor]] = {}
-        self._kept = 0
+        self._left = [max(EXAMPLES, KEPT // num_classes) if keeps_examples else 0] * num_classes
 
     @torch.no_grad()
     def add(self, scores: Float[Tensor, "c n k"], labels: Tensor) -> None:
@@ -62,14 +65,16 @@ class Answers:
         self, images: Float[Tensor, "n channels h w"], scores: Float[Tensor, "c n k"], labels: Tensor
     ) -> None:
         """Keeps small copies of images that main has wrong, some of each confusion. Waits for the device."""
+        if not any(self._left):
+            return
         answers = _first(scores)[0]
         wrong = (answers != labels).nonzero().flatten()
         for place, label, answer in zip(wrong.tolist(), labels[wrong].tolist(), answers[wrong].tolist(), strict=True):
             found = self.examples.setdefault((label, answer), [])
-            if len(found) < EXAMPLES and self._kept < KEPT:
+            if len(found) < EXAMPLES and self._left[label]:
                 step = max(1, -(-max(images.shape[-2:]) // SIDE))
                 found.append(images[place, :, ::step, ::step].float().cpu())
-                self._kept += 1
+                self._left[label] -= 1
 
     def read(self, classes: Sequence[str]) -> dict[str, Any]:
         """Plain values, for a file; errors in percent. `examples` of a confusion are left to the caller. Waits.

@@ -43,10 +43,11 @@ def write_backbone(
 
 
 def with_crop(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the images, with `crop_pct` and `interpolation` as timm means them."""
-    resize = inputs.get("resize")
-    crop = inputs["input_size"][-1] / resize if resize else 1.0
-    return {"interpolation": "bilinear", **inputs, "crop_pct": crop}
+    """What is known of the images, with `crop_pct`, `crop_mode` and `interpolation` as timm means them."""
+    resize, is_squashed = inputs.get("resize"), inputs.get("squash", False)
+    crop = inputs["input_size"][-1] / resize if resize and not is_squashed else 1.0
+    mode = "squash" if is_squashed else "center"
+    return {"interpolation": "bilinear", **inputs, "crop_pct": crop, "crop_mode": mode}
 
 
 def _sort_header(path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -22,7 +22,6 @@ NAME: dict[str, Callable[[str], str]] = {
     "wandb": str,
     "mlflow": lambda name: name.replace("->", " to ").replace("/", ".").replace(".", "/", 1),
 }
-MLFLOW_RUN = ".mlflow_run"  # in the run's folder: its number there, so that a resumed run goes on
 
 
 class Trackers:
@@ -60,7 +59,8 @@ class Trackers:
         if kind != "tensorboard":
             try:
                 logger = tracker(kind, root)
-                logger.log_hyperparams(dict(config))
+                if not done:  # trackers refuse values that change, and a resumed run may have another data.root
+                    logger.log_hyperparams(dict(config))
             except UserError:
                 raise
             except Exception as error:
@@ -68,7 +68,7 @@ class Trackers:
             self.writers[kind] = lambda scalars, step: logger.log_metrics(
                 {NAME[kind](name): value for name, value in scalars.items()}, step
             )
-            self.ends.append(lambda: logger.finalize("success"))
+            self.ends.append(lambda: _finish(kind, logger))
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         for name, write in list(self.writers.items()):
@@ -85,6 +85,13 @@ class Trackers:
                 end()
 
 
+def _finish(kind: str, logger: Any) -> None:
+    """Ends a tracker's run; a stopped one continues it when it is resumed."""
+    logger.finalize("success")
+    if kind == "wandb":
+        logger.experiment.finish()
+
+
 def tracker(kind: str, root: Path) -> Any:
     """Lightning's logger for a tracker; a run's second start continues what its first began.
 
@@ -94,13 +101,14 @@ def tracker(kind: str, root: Path) -> Any:
         raise UserError(f"--runtime.logger {kind} needs {kind}: pip install 'sidebranch[{kind}]'")
     from lightning.pytorch import loggers  # slow to import
 
+    known = root / f".{kind}_run"
+    number = known.read_text(encoding="utf-8").strip() if known.is_file() else None
     if kind == "wandb":
-        number = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+        number = number or uuid4().hex[:16]
+        known.write_text(f"{number}\n", encoding="utf-8")
         return loggers.WandbLogger(root.name, save_dir=root, id=number, project=PROJECT, resume="allow")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UserError("--runtime.logger mlflow needs MLFLOW_TRACKING_URI: a server, or sqlite:///mlflow.db")
-    known = root / MLFLOW_RUN
-    number = known.read_text(encoding="utf-8").strip() if known.is_file() else None
     made = loggers.MLFlowLogger(PROJECT, root.name, run_id=number)
     known.write_text(f"{made.run_id}\n", encoding="utf-8")
     return made

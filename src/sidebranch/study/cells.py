@@ -111,7 +111,7 @@ class Cell:
         is_done = self.folder.weights.is_file() or (self.folder.root / ADOPTED).is_file()
         if is_done and epochs >= self.epochs:
             return State("done", epochs, seconds, error)
-        if failure.get("message"):
+        if failure.get("message") and failure.get("trains", self.trains) == self.trains:
             return State("failed", epochs, seconds, error, failure["message"])
         return State("started" if self.folder.config.is_file() else "waiting", epochs, seconds, error)
 

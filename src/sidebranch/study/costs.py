@@ -1,4 +1,4 @@
-"""Multiply-adds of a study's networks. In: configs, finished runs. Out: cell to classifier to count, kept in a file."""
+"""Multiply-adds of a study's networks. In: configs, finished runs. Out: counts by what a cell trains, in a file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def count_costs(root: Path, cells: Sequence[Cell], configs: Mapping[str, Config]
     recorded their images' size.
     """
     known, of_row = read_costs(root), {}
-    missing = [cell for cell in cells if cell.name not in known]
+    missing = [cell for cell in cells if cell.trains not in known]
     for cell in missing:
         row = (cell.row.recipe, cell.row.variant)
         if row not in of_row:
             of_row[row] = _count(cell, configs[cell.name])
-        known[cell.name] = of_row[row]
+        if of_row[row]:
+            known[cell.trains] = of_row[row]
     if missing:
         write_text(root / FILE, json.dumps(known) + "\n")
     return known

@@ -14,7 +14,7 @@ from types import FrameType
 from sidebranch.errors import UserError
 from sidebranch.study import process
 from sidebranch.study.cells import Cell
-from sidebranch.study.replicas import FORWARDED
+from sidebranch.study.replicas import exit_status, handled
 
 POLL = 0.5  # seconds
 IDLE = 0.05  # of a GPU's memory: what an idle one may show as used
@@ -52,7 +52,7 @@ def run_cells(
             if each.process.poll() is None:
                 each.process.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    previous = {number: signal.signal(number, forward) for number in handled()}
     try:
         while running or (waiting and not received):
             while waiting and len(running) < len(slots) and not received:
@@ -60,11 +60,13 @@ def run_cells(
                 slot = next(number for number in range(len(slots)) if number not in taken)
                 cell = waiting.pop(0)
                 running.append(Running(cell, process.start(cell, threads, slots[slot]), slot))
+                for number in received:  # that came while it was started
+                    running[-1].process.send_signal(number)
             watch([each.cell for each in running])
             time.sleep(POLL)
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
-                failed |= not process.is_well(each.cell, each.process.returncode)
+                failed |= not process.is_well(each.cell, exit_status(each.process.returncode))
         watch([])
     finally:
         for number, handler in previous.items():
@@ -102,7 +104,8 @@ def gpus_here() -> list[str]:
     """Names of the NVIDIA devices of this machine, or of those that CUDA_VISIBLE_DEVICES leaves."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [each.strip() for each in visible.split(",") if each.strip()]
+        names = [each.strip() for each in visible.split(",")]
+        return [name for name in names if name and name != "-1"]
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 

@@ -14,9 +14,10 @@ from sidebranch.errors import UserError
 from sidebranch.runs.atomic_files import write_text
 from sidebranch.runs.lock import is_free
 from sidebranch.study.cells import Cell
-from sidebranch.study.replicas import FORWARDED, die_with_parent
+from sidebranch.study.replicas import FORWARDED, die_with_parent, exit_status, handled
 
 STOPPED = tuple(128 + number for number in FORWARDED)  # everything is saved, and the run can go on
+POLL = 0.5  # seconds
 PATIENCE = 120.0  # seconds for a process that is about to end to let go of its run
 
 
@@ -51,7 +52,7 @@ def is_well(cell: Cell, status: int) -> bool:
 
 def keep_failure(cell: Cell, status: int, message: str) -> None:
     """Makes a cell a failed one."""
-    write_text(cell.outcome, json.dumps({"status": status, "message": message}) + "\n")
+    write_text(cell.outcome, json.dumps({"status": status, "message": message, "trains": cell.trains}) + "\n")
 
 
 def train_cell(cell: Cell, threads: int) -> int:
@@ -75,9 +76,11 @@ def train_cell(cell: Cell, threads: int) -> int:
     def forward(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    previous = {number: signal.signal(number, forward) for number in handled()}
     try:
-        status = process.wait()
+        while process.poll() is None:  # an interruption by Ray does not end a wait
+            time.sleep(POLL)
+        status = exit_status(process.returncode)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

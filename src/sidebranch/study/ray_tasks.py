@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sidebranch.errors import UserError, reason
 from sidebranch.study import process
 from sidebranch.study.cells import Cell
-from sidebranch.study.replicas import FORWARDED
+from sidebranch.study.replicas import handled
 
 POLL = 0.5  # seconds
 RETRIES = 3  # of a cell whose worker or machine was lost; it resumes
@@ -51,8 +51,9 @@ def run_cells(
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at '{address}': {' '.join(str(error).split())}") from error
     received: list[int] = []
-    previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in FORWARDED}
+    previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in handled()}
     try:
+        _check_room(ray.nodes(), cpus, gpus)
         train = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(process.train_cell)
         tasks = {train.remote(cell, max(1, int(cpus))): cell for cell in cells}
         failed, is_stopping = False, False
@@ -64,7 +65,7 @@ def run_cells(
                     failed |= ray.get(task) not in (0, *process.STOPPED)
                 except RayError as error:  # lost more often than it may be, or cancelled
                     if not received:
-                        process.keep_failure(cell, 1, reason(error))
+                        process.keep_failure(cell, 1, reason(getattr(error, "cause", None) or error))
                         failed = True
             if received and not is_stopping:
                 is_stopping = True
@@ -77,3 +78,11 @@ def run_cells(
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 128 + received[0] if received else int(failed)
+
+
+def _check_room(nodes: Sequence[Mapping[str, Any]], cpus: float, gpus: float) -> None:
+    """Refuses tasks that no machine of the cluster could ever run."""
+    rooms = [node["Resources"] for node in nodes if node["Alive"]]
+    if not any(room.get("CPU", 0) >= cpus and room.get("GPU", 0) >= gpus for room in rooms):
+        sizes = ", ".join(sorted({f"{room.get('CPU', 0):g} CPUs and {room.get('GPU', 0):g} GPUs" for room in rooms}))
+        raise UserError(f"a cell asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster's machines have {sizes}")

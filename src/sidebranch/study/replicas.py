@@ -39,10 +39,7 @@ def run_replicas(commands: Mapping[str, Sequence[str]], threads: int) -> dict[st
             if process.poll() is None:
                 process.send_signal(number)
 
-    hangup = getattr(signal, "SIGHUP", None)  # under nohup it is ignored, and stays so
-    is_nohup = hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN
-    handled = [number for number in FORWARDED if number != hangup or not is_nohup]
-    previous = {number: signal.signal(number, forward) for number in handled}
+    previous = {number: signal.signal(number, forward) for number in handled()}
     try:
         for name, command in commands.items():
             running[name] = process = subprocess.Popen(
@@ -64,7 +61,17 @@ def run_replicas(commands: Mapping[str, Sequence[str]], threads: int) -> dict[st
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return {name: status if status >= 0 else 128 - status for name, status in ended.items()}
+    return {name: exit_status(status) for name, status in ended.items()}
+
+
+def handled() -> list[int]:
+    """The signals to pass on: under nohup, the end of the terminal is ignored, and stays so."""
+    return [number for number in FORWARDED if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def exit_status(returncode: int) -> int:
+    """As a shell gives it: 128 + n of a process that died by signal n."""
+    return returncode if returncode >= 0 else 128 - returncode
 
 
 def die_with_parent() -> Callable[[], None] | None:

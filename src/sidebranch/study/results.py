@@ -58,7 +58,7 @@ def lines(cells: Sequence[Cell], found: dict[str, Record], macs: Macs) -> list[L
     Args:
         cells: of the study.
         found: cell to its run, of those that are done.
-        macs: cell to the multiply-adds of its classifiers, where they are known.
+        macs: what a cell trains to the multiply-adds of its classifiers, where they are known.
     """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -87,7 +87,7 @@ def lines(cells: Sequence[Cell], found: dict[str, Record], macs: Macs) -> list[L
                 spread([found[cell.name].best for cell in done]) if done else None,
                 change,
                 sum(times) / len(times) / (sum(base_times) / len(base_times)) if times and base_times else None,
-                _times_main(macs.get(done[0].name)) if done else None,
+                _times_main(macs.get(done[0].trains)) if done else None,
                 published.get("top1", published.get("mAP")),
                 len(group) - len(done),
                 tuple(cell.name for cell in done),
@@ -215,7 +215,7 @@ def json_line(cell: Cell, record: Record, macs: Macs) -> str:
         "epochs": int(record.rows[-1]["epoch"]),
         "seconds": record.rows[-1]["seconds"],
         "images": known.get("images", {}),
-        "macs": macs.get(cell.name, {}),
+        "macs": macs.get(cell.trains, {}),
         "parameters": known.get("parameters", {}),
         "device": known.get("device"),
         "choices": known.get("choices", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ TEMPLATE = """#!/bin/bash
 #SBATCH --signal=USR1@90
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={logs}/slurm-%A-%a.log
+#SBATCH --output="{logs}/slurm-%A-%a.log"
 
 cells=(
 {cells}
@@ -52,12 +53,12 @@ def array_script(cells: Sequence[Cell], root: Path, cpus: int, gpus: float, para
     root = root.resolve()
     return TEMPLATE.format(
         script=shlex.quote(str(root / SCRIPT)),
-        name=root.name,
+        name=re.sub(r"[^\w.-]+", "-", root.name),
         last=len(cells) - 1,
         parallel=parallel,
         cpus=cpus,
         gpus=f"#SBATCH --gpus-per-task={max(1, round(gpus))}\n" if gpus else "",
-        logs=root / "logs",
+        logs=str(root / "logs").replace("%", "%%"),
         cells="\n".join(f"    {shlex.quote(cell.name)}" for cell in cells),
         python=shlex.quote(sys.executable),
         root=shlex.quote(str(root)),

@@ -100,11 +100,14 @@ def read_study(name: str) -> Study:
     published, names = content.get("published", {}), {name for group in content["groups"] for name in group["recipes"]}
     of_recipes = {name: recipe.load(recipe.find(name)).published.results for name in names}
     rows = [
-        Row(name, variant, settings, published.get(variant) or _of_method(of_recipes[name], settings))
+        Row(name, str(variant), settings, published.get(variant) or _of_method(of_recipes[name], settings))
         for group in content["groups"]
         for name in group["recipes"]
         for variant, settings in group["variants"].items()
     ]
+    names_of_rows = [(row.recipe, row.variant) for row in rows]
+    if twice := [each for each in names_of_rows if names_of_rows.count(each) > 1]:
+        raise UserError(f"{path}: the recipe {twice[0][0]} has two variants '{twice[0][1]}'; give each its own name")
     return Study(path.stem, content.get("about", ""), content.get("note", ""), content.get("seeds", 5), tuple(rows))
 
 

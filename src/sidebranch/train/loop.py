@@ -345,7 +345,8 @@ class _Run:
         with self.fabric.autocast():
             if people is None:
                 count = len(self.dataset.classes)
-                answers = Answers(columns_of(self.names), self.fabric.device, count) if is_last else None
+                is_first = self.fabric.is_global_zero
+                answers = Answers(columns_of(self.names), self.fabric.device, count, is_first) if is_last else None
                 found = evaluate(*common, num_classes=count, answers=answers)
                 if answers is not None and self.fabric.is_global_zero:
                     self.folder.write_answers(answers_as_table(answers, self.dataset))
