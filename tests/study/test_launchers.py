@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -102,6 +104,22 @@ def test_a_cell_that_a_signal_ended_can_go_on(tmp_path):
     assert not process.is_well(cell, 2)
     assert (cell.state().kind, cell.state().message) == ("failed", "ended with status 2")
     assert replace(cell, trains="another config").state().kind == "waiting"
+
+
+def test_a_file_stops_cells_on_any_machine(tmp_path, monkeypatch):
+    (cell, other) = started(tmp_path, 500)
+    monkeypatch.setattr(process, "Popen", ForkedCommand)
+
+    def stop():
+        while not cell.folder.last.exists():
+            time.sleep(0.05)
+        (cell.logs / process.STOP).touch()
+
+    Thread(target=stop).start()
+    assert process.train_cell(cell, 1) == 128 + signal.SIGTERM
+    assert cell.state().kind == "started"
+    assert process.train_cell(other, 1) == 128 + signal.SIGTERM  # not even begun
+    assert other.state().kind == "waiting"
 
 
 def test_the_end_of_the_terminal_is_ignored_under_nohup():

@@ -160,7 +160,7 @@ def _train(
             progress.update(running)
             live.update(progress.table())
 
-        if options.launcher == "ray":
+        if options.launcher == "ray" and todo:
             from sidebranch.study import ray_tasks
 
             status = ray_tasks.run_cells(todo, options["ray.address"], cpus, options.gpus, parallel, watch)

@@ -18,6 +18,7 @@ from sidebranch.study.replicas import FORWARDED, die_with_parent, exit_status, h
 
 STOPPED = tuple(128 + number for number in FORWARDED)  # everything is saved, and the run can go on
 POLL = 0.5  # seconds
+STOP = "stop"  # in the study's logs: reaches processes on other machines
 PATIENCE = 120.0  # seconds for a process that is about to end to let go of its run
 
 
@@ -56,7 +57,7 @@ def keep_failure(cell: Cell, status: int, message: str) -> None:
 
 
 def train_cell(cell: Cell, threads: int) -> int:
-    """Trains one cell and waits for it; signals are handed on to it.
+    """Trains one cell and waits for it; signals, and a file `stop` in the study's logs, end it as Ctrl-C does.
 
     Returns:
         Its exit status.
@@ -67,19 +68,26 @@ def train_cell(cell: Cell, threads: int) -> int:
     if cell.state().kind == "done":
         return 0
     ends = time.monotonic() + PATIENCE
+    stop = cell.logs / STOP
     while not is_free(cell.folder.root):
         if time.monotonic() > ends:
             raise UserError(f"another process trains the cell {cell.name}")
         time.sleep(0.5)
+    if stop.exists():
+        return 128 + signal.SIGTERM
     process = start(cell, threads)
 
     def forward(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in handled()}
+    is_stopping = False
     try:
-        while process.poll() is None:  # an interruption by Ray does not end a wait
+        while process.poll() is None:
             time.sleep(POLL)
+            if stop.exists() and not is_stopping:
+                is_stopping = True
+                process.send_signal(signal.SIGTERM)  # Ray's workers block SIGINT, and so do their children
         status = exit_status(process.returncode)
     finally:
         for number, handler in previous.items():

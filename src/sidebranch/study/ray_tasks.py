@@ -51,12 +51,14 @@ def run_cells(
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at '{address}': {' '.join(str(error).split())}") from error
     received: list[int] = []
+    stop = cells[0].logs / process.STOP
+    stop.unlink(missing_ok=True)
     previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in handled()}
     try:
         _check_room(ray.nodes(), cpus, gpus)
         train = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(process.train_cell)
         tasks = {train.remote(cell, max(1, int(cpus))): cell for cell in cells}
-        failed, is_stopping = False, False
+        failed = False
         while tasks:
             ended, _ = ray.wait(list(tasks), num_returns=1, timeout=POLL)
             for task in ended:
@@ -67,14 +69,13 @@ def run_cells(
                     if not received:
                         process.keep_failure(cell, 1, reason(getattr(error, "cause", None) or error))
                         failed = True
-            if received and not is_stopping:
-                is_stopping = True
-                for task in tasks:
-                    ray.cancel(task, force=False, recursive=False)
+            if received:
+                stop.touch()
             watch([cell for cell in tasks.values() if cell.is_held()])
         watch([])
     finally:
         ray.shutdown()
+        stop.unlink(missing_ok=True)
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 128 + received[0] if received else int(failed)
