@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-SHOWN = README + (ROOT / "docs" / "reid.md").read_text(encoding="utf-8")
+SHOWN = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("reid", "studies", "shipping"))
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", SHOWN, flags=re.DOTALL))
