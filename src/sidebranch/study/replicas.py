@@ -66,7 +66,9 @@ def run_replicas(commands: Mapping[str, Sequence[str]], threads: int) -> dict[st
 
 def handled() -> list[int]:
     """The signals to pass on: under nohup, the end of the terminal is ignored, and stays so."""
-    return [number for number in FORWARDED if signal.getsignal(number) != signal.SIG_IGN]
+    hangup = getattr(signal, "SIGHUP", None)
+    is_nohup = hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN
+    return [number for number in FORWARDED if number != hangup or not is_nohup]
 
 
 def exit_status(returncode: int) -> int:
