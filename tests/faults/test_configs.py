@@ -102,6 +102,7 @@ BEYOND = {
     "runtime.replicas": 0,
     "runtime.checkpoint_minutes": -1.0,
     "runtime.keep_every": -1,
+    "runtime.logger": "paper",
     "runtime.log_every": 0,
 }
 

@@ -117,6 +117,8 @@ class RunFolder:
             self.config,
             self.environment,
             self.classes,
+            self.answers,
+            self.rankings,
             self.root / LOCK,
             self.root / OWNER,
             *self.root.glob("events.out.tfevents.*"),
