@@ -34,7 +34,19 @@ Train image classifiers with side branches, ship them without.
 More about one:  sidebranch COMMAND --help
 """
 # Packages of the extra `train`, which `pip install sidebranch` leaves out.
-EXTRA = ("jsonargparse", "yaml", "rich", "lightning", "filelock", "safetensors", "matplotlib", "tensorboard", "sklearn")
+EXTRA = (
+    "jsonargparse",
+    "yaml",
+    "rich",
+    "lightning",
+    "filelock",
+    "safetensors",
+    "matplotlib",
+    "altair",
+    "vl_convert",
+    "tensorboard",
+    "sklearn",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
