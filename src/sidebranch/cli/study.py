@@ -70,7 +70,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.status or options.table:
         return _show(cells, options)
     root.mkdir(parents=True, exist_ok=True)
-    with only_process(root, "trains the study in", "wait for it, or stop it"):
+    with only_process(root, "trains the study in", "wait for it, or stop it") as is_locked:
+        if not is_locked:
+            print("this file system has no locks: a second study in this folder would not be noticed")
         write_text(root / SETTINGS, json.dumps({"spec": spec, "seeds": seeds, "only": only, "flags": flags}) + "\n")
         write_cells(root, cells, configs)
         for source in options.adopt:

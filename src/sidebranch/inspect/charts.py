@@ -284,10 +284,8 @@ def kernel_correlation(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
         for kind, seeds in measured.items()
         for layer in layers
     ]
-    chart = _by_place(values, measured, "layer", layers, "mean correlation of kernels")
-    rows = [(each["kind"], each["layer"], f"{each['value']:.4f}") for each in values]
     caption = "DHM Figure 5: how alike the kernels of a layer are. Means over seeds."
-    return chart_of("Correlation of kernels", caption, chart, ("run", "layer", "correlation"), rows)
+    return _by_place("Correlation of kernels", caption, values, "layer", "mean correlation of kernels")
 
 
 def gradient_alignment(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
@@ -299,18 +297,19 @@ def gradient_alignment(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
         for kind, seeds in measured.items()
         for pair in pairs
     ]
-    chart = _by_place(values, measured, "pair", pairs, "cosine of gradients")
-    rows = [(each["kind"], each["pair"], f"{each['value']:.3f}") for each in values]
     caption = "1: two classifiers pull the shared layers the same way; 0: they ignore each other. Means over seeds."
-    return chart_of("Alignment of gradients", caption, chart, ("run", "pair", "cosine"), rows)
+    return _by_place("Alignment of gradients", caption, values, "pair", "cosine of gradients")
 
 
-def _by_place(values: list[dict[str, Any]], groups: Mapping[str, Any], name: str, order: list[str], title: str) -> Any:
-    return (
+def _by_place(title: str, caption: str, values: list[dict[str, Any]], name: str, quantity: str) -> Chart:
+    """A value a kind of run and a place, a layer or a pair."""
+    order = list(dict.fromkeys(each[name] for each in values))
+    groups = dict.fromkeys(each["kind"] for each in values)
+    chart = (
         alt.Chart(alt.Data(values=rounded(values, 5)))
         .mark_point(size=80, filled=True, opacity=0.85)
         .encode(
-            x=alt.X("value:Q", title=title),
+            x=alt.X("value:Q", title=quantity),
             y=alt.Y(f"{name}:N", sort=order, title=None, axis=alt.Axis(grid=True)),
             color=kinds(groups),
             shape=shapes(groups),
@@ -318,6 +317,8 @@ def _by_place(values: list[dict[str, Any]], groups: Mapping[str, Any], name: str
         )
         .properties(height=max(120, 24 * len(order)))
     )
+    rows = [(each["kind"], each[name], f"{each['value']:.4f}") for each in values]
+    return chart_of(title, caption, chart, ("run", name, quantity), rows)
 
 
 def _scale(values: Sequence[float]) -> alt.Scale:
