@@ -21,13 +21,18 @@ ROOMS = [
     ("zoo", "the papers' networks and published branches, registered with timm", "errors core branches"),
     ("_registration", "timm's import to the zoo's, whichever comes first", "zoo"),
     ("_attach", "`attach`: a backbone and a choice to a branched model", "errors core branches zoo"),
-    ("network", "a config to a branched model", "errors config core branches zoo _attach"),
+    (
+        "weights",
+        "a file, folder or repository of weights to tensors, and a network that starts from them",
+        "errors zoo",
+    ),
+    ("network", "a config to a branched model", "errors config core branches zoo _attach weights"),
     ("device", "`auto` settings to what this device can do; compilation, kernels", "errors config"),
     ("data", "a data set's name to splits, splits to batches on the device", "errors seeding config device"),
     ("metrics", "scores and labels to top-k, distances to mAP and CMC, batches to sums", "errors"),
     ("prepare", "files to files: data sets checked, sorted, generated", "errors seeding data"),
     ("distributed", "one process to several: launch, reduce, skip unused gradients", "errors config device"),
-    ("runs", "a run folder: files, checkpoints, resume, console", "errors config core device distributed"),
+    ("runs", "a run folder: files, checkpoints, resume, console", "errors config core weights device distributed"),
     (
         "evaluation",
         "a network and a loader to errors, mAP, CMC",
@@ -36,7 +41,7 @@ ROOMS = [
     (
         "train",
         "a config to a trained network and its folder",
-        "errors seeding config core zoo network device data metrics distributed runs evaluation",
+        "errors seeding config core zoo weights network device data metrics distributed runs evaluation",
     ),
     (
         "deploy",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import timm
 import torch
@@ -25,27 +27,34 @@ from sidebranch.config.method import ModelConfig
 from sidebranch.config.schema import Config
 from sidebranch.core.model import BranchedModel, SideBranch
 from sidebranch.errors import UserError, nearest, reason
-from sidebranch.zoo.reference import load_reference, read_reference
+from sidebranch.weights import started_from
+from sidebranch.zoo.reference import is_of_branch, load_reference, read_reference
 
 
 def build_backbone(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
     """The backbone by its timm name.
 
     Raises:
-        UserError: timm has no such model, cannot create it, or cannot download its weights.
+        UserError: timm has no such model, cannot create it or download its weights; `weights` are another's.
     """
     if not timm.is_model(config.name):
         raise UserError(f"no model '{config.name}'; {nearest(config.name, timm.list_models())}")
 
-    def create(pretrained: bool) -> nn.Module:
+    def create(pretrained: bool, **more: Any) -> nn.Module:
         return timm.create_model(
-            config.name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **config.options
+            config.name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **config.options, **more
         )
 
-    if config.pretrained and not timm.is_model_pretrained(config.name):
+    if config.pretrained and not config.weights and not timm.is_model_pretrained(config.name):
         raise UserError(f"timm has no pretrained weights for '{config.name}'; leave model.pretrained at false")
     try:
+        if config.weights:
+            made, taken = started_from(create, config.weights, num_classes)
+            warnings.warn(taken, stacklevel=2)
+            return made
         return create(config.pretrained)
+    except UserError:
+        raise
     except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
         if config.pretrained:
             raise _download_error(config.name, error, create) from error
@@ -84,7 +93,8 @@ def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> Bra
     """
     torch.manual_seed(config.seed)
     is_plain = not config.has_branches and not config.branches.only
-    loads_later = config.model.pretrained and not is_plain and config.branches.init != "copy"
+    has_weights = config.model.pretrained or bool(config.model.weights)
+    loads_later = has_weights and not is_plain and config.branches.init != "copy"
     backbone = build_adapted(untrained(config).model if loads_later else config.model, num_classes, shape[0])
     net = _attached(backbone, config, shape)
     if loads_later:
@@ -119,7 +129,7 @@ def build_reference(config: Config, weights: str, num_classes: int, shape: Seque
     known = len(state["fc.bias"])
     if num_classes not in (0, known):
         raise UserError(f"'{weights}' has {known} classes, '{config.data.root}' has {num_classes}")
-    if not any("_head" in key for key in state):
+    if not any(map(is_of_branch, state)):
         config = replace(config, method="baseline", branches=replace(config.branches, only=""))
     return load_reference(build_network(untrained(config), known, shape), state)
 
@@ -150,7 +160,7 @@ def _attached(backbone: nn.Module, config: Config, shape: Sequence[int]) -> Bran
 
 def untrained(config: Config) -> Config:
     """The same config without pretrained weights, for a network that gets its weights from a checkpoint."""
-    return replace(config, model=replace(config.model, pretrained=False))
+    return replace(config, model=replace(config.model, pretrained=False, weights=""))
 
 
 def new_layers(net: BranchedModel) -> list[nn.Module]:

@@ -19,7 +19,7 @@ from sidebranch.config.schema import Config
 from sidebranch.config.validate import validate
 from sidebranch.errors import UserError
 from sidebranch.runs.folder import RunFolder
-from sidebranch.runs.teacher_file import with_teacher_hash
+from sidebranch.runs.weight_files import with_hashes
 
 USAGE = "sidebranch train RECIPE [--resume] [--output DIR] [--FIELD VALUE ...]"
 HELP_FLAGS = ("-h", "--help")
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError((f"{name}: " if in_file else "") + recipe.explain(error, valid)) from error
     config = recipe.to_config(made, options)
     validate(config)
-    config = with_teacher_hash(replace(config, name=recipe.run_name(name, config)))
+    config = with_hashes(replace(config, name=recipe.run_name(name, config)), options.resume)
     if options.print_config:
         print(recipe.dump(config) if options.full else recipe.dump_changes(config), end="")
         return 0

@@ -19,6 +19,7 @@ NOT_TRAINED = (
     "name",
     "data.root",
     "data.workers",
+    "model.weights",
     "teacher.run",
     "teacher.weights",
     "data.on_corrupt",

@@ -18,6 +18,10 @@ class ModelConfig:
         branches: `paper`, the side branches published for the network; `auto`, grown from its own tail as the group
             `branches` says; `default`, `paper` if there are any, else `auto`.
         pretrained: start the backbone from timm's pretrained weights, which are downloaded.
+        weights: start the backbone from these, whatever `pretrained` says: a `.safetensors` or torch file of tensors;
+            `local-dir:FOLDER`, as `sidebranch export --format timm` writes it; or `hf-hub:OWNER/NAME`. A classifier for
+            another number of classes is replaced.
+        sha256: of the file with these weights; filled in when a run starts, so that no others are taken for them.
         small_input: remove the down-samplings from an ImageNet stem, for images of 32x32 to 64x64.
         last_stride: stride of the last stage: 0, the network's own; 1, features of twice the resolution.
         bnneck: reid: a batch norm between the features and each classifier in training (Luo et al. 2019).
@@ -27,6 +31,8 @@ class ModelConfig:
     name: str = "cifar_resnet32"
     branches: Literal["default", "paper", "auto"] = "default"
     pretrained: bool = False
+    weights: str = ""
+    sha256: str = ""
     small_input: bool = False
     last_stride: Literal[0, 1] = 0
     bnneck: bool = False

@@ -24,7 +24,7 @@ from sidebranch.errors import Notice, UserError, reason
 from sidebranch.runs.atomic_files import write_text
 from sidebranch.runs.folder import RunFolder
 from sidebranch.runs.lock import OWNER
-from sidebranch.runs.teacher_file import with_teacher_hash
+from sidebranch.runs.weight_files import with_hashes
 from sidebranch.study.spec import Row, Study
 
 ADOPTED = "adopted"  # a file in the folder of a run that was copied from elsewhere
@@ -140,7 +140,7 @@ def plan(
     for row, config in rows:
         for seed in seeds:
             name = _slug(f"{row.recipe}-{row.variant}-seed{seed}")
-            own = with_teacher_hash(replace(config, seed=seed, name=config.name or _slug(row.recipe)))
+            own = with_hashes(replace(config, seed=seed, name=config.name or _slug(row.recipe)))
             trains = fingerprint(as_dict(own))
             path = known.get(trains)
             if path is None:

@@ -40,8 +40,8 @@ from sidebranch.runs.folder import RunFolder
 from sidebranch.runs.headline import MEAN_AP, TOP1
 from sidebranch.runs.resume import state_to_resume
 from sidebranch.runs.summary import checkpoint_bytes, parameters, summary
-from sidebranch.runs.teacher_file import with_teacher_hash
 from sidebranch.runs.trackers import Trackers
+from sidebranch.runs.weight_files import with_hashes
 from sidebranch.train import setup
 from sidebranch.train.finiteness import first_not_finite
 from sidebranch.train.optimizer import build_optimizer
@@ -64,7 +64,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool = False, reporter: 
         ProcessLost: one of several processes has ended; the last checkpoint is valid.
     """
     validate(config)
-    config = with_teacher_hash(config)
+    config = with_hashes(config, resuming=folder.last.exists())
     with kernels(config.runtime.deterministic):  # before the first call of CUDA
         fabric = launch(config.runtime, may_skip_parameters=setup.may_skip_parameters(config))
         reporter = reporter if reporter is not None and fabric.is_global_zero else Silent()

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sidebranch.config import recipe
 from sidebranch.config.method import ModelConfig
 from sidebranch.config.schema import Config
-from sidebranch.errors import UserError, reason
+from sidebranch.errors import UserError
 from sidebranch.network import build_backbone, build_network, untrained
 from sidebranch.runs.folder import RunFolder
-from sidebranch.runs.teacher_file import teacher_file
-from sidebranch.zoo.reference import read_reference
+from sidebranch.runs.weight_files import teacher_file
+from sidebranch.weights import read_weights
 
 Scale = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of pixels in [0, 1], per channel
 
@@ -69,7 +67,7 @@ def build_teacher(config: Config, described: Mapping[str, Any]) -> nn.Module:
     if path is None:
         network = build_backbone(ModelConfig(teacher.model, pretrained=True), len(classes), channels)
     else:
-        state, header = _read(path)
+        state, header = read_weights(path)
         if teacher.run:
             network = _network_of_run(RunFolder(Path(teacher.run)), header)
         else:
@@ -94,25 +92,6 @@ def _network_of_run(folder: RunFolder, header: Mapping[str, Any]) -> nn.Module:
     if not config.branches.only:
         config = replace(config, method="baseline")
     return build_network(config, int(header["num_classes"]), header["input_size"]).backbone
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights, and what the header of a run's file says of the images."""
-    if path.suffix != ".safetensors":
-        return {key: each for key, each in read_reference(path).items() if "_head" not in key}, {}
-    try:
-        with safe_open(path, "pt") as file:
-            header = {key: _value(text) for key, text in (file.metadata() or {}).items()}
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"the teacher's weights '{path}' are damaged: {reason(error)}") from error
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -30,6 +30,11 @@ def our_name(reference: str) -> str:
     return f"backbone.{reference}"
 
 
+def is_of_branch(reference: str) -> bool:
+    """Whether a key of the public code is a side branch's."""
+    return _HEAD.match(reference) is not None
+
+
 def reference_name(ours: str) -> str:
     """A key of `BranchedModel` as a key of the public code."""
     if found := _BRANCH.match(ours):
