@@ -35,8 +35,8 @@ ROOMS = [
     ("runs", "a run folder: files, checkpoints, resume, console", "errors config core weights device distributed"),
     (
         "evaluation",
-        "a network and a loader to errors, mAP, CMC",
-        "errors config core zoo network device data metrics distributed runs",
+        "a network and a loader to errors, mAP, CMC, early exits",
+        "errors config core branches zoo network device data metrics distributed runs",
     ),
     (
         "train",

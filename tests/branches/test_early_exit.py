@@ -5,6 +5,7 @@ import timm
 import torch
 
 import sidebranch as sb
+from sidebranch.core.exits import MEASURES
 from sidebranch.inspect.cost import costs
 
 
@@ -21,7 +22,7 @@ def slow(net, early, images):
     for image in range(len(images)):
         for place, name in enumerate(early.exits):
             answer = all_of_them[name][image]
-            if place == len(early.exits) - 1 or answer.max() >= early.thresholds[name]:
+            if place == len(early.exits) - 1 or answer.max() >= early.policy.thresholds[name]:
                 found.append(answer)
                 exits.append(place)
                 break
@@ -71,6 +72,42 @@ def test_exits_are_in_the_order_of_their_cost_and_costs_are_of_what_ran(net):
     macs = [step.macs for step in early.steps]
     assert early.macs(found) == pytest.approx(sum(cost * count for cost, count in zip(macs, after, strict=True)) / 40)
     assert sum(macs) == sum(cost.macs for cost in costs(net, (3, 32, 32)))
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_any_rule_gives_what_it_gives_on_all_logits(net, measure, averaged):
+    thresholds = {"b2": 0.3, "main": 0.4} if measure == "margin" else {"b2": 0.6, "main": 0.55}
+    policy = sb.ExitPolicy(thresholds, (), {"b2": 1.3, "b1": 0.8}, measure, averaged)
+    early, images = sb.EarlyExit(net, policy, input_size=(3, 32, 32)), torch.randn(40, 3, 32, 32)
+    found = early(images)
+    with torch.no_grad():
+        outputs = net(images)
+    wanted = early.policy.replay(torch.stack([outputs.logits[names_of(net)[name]] for name in early.exits]))
+    assert len(wanted.exits.unique()) > 1
+    torch.testing.assert_close(found.probabilities, wanted.probabilities, atol=1e-5, rtol=1e-4)
+    assert torch.equal(found.exits, wanted.exits)
+
+
+def test_no_image_costs_more_than_the_budget(net):
+    whole = sb.EarlyExit(net, {"b2": 0.6}, input_size=(3, 32, 32))
+    macs = [step.macs for step in whole.steps]
+    early = sb.EarlyExit(net, input_size=(3, 32, 32), max_cost=macs[0] + macs[1])
+    assert early.exits == ("b2", "main")
+    assert sorted(early.heads) == ["b2", "main"]
+    found = early(torch.randn(5, 3, 32, 32))
+    assert found.exits.tolist() == [1] * 5  # without thresholds, all go as far as the budget
+    cheap = sb.EarlyExit(net, input_size=(3, 32, 32), max_cost=macs[0])
+    assert list(cheap.trunks) == ["images to layer1"]
+    with pytest.raises(sb.UserError, match="max_cost is 10 multiply-adds; the cheapest exit, b2, needs"):
+        sb.EarlyExit(net, input_size=(3, 32, 32), max_cost=10)
+
+
+def test_it_compiles(net):
+    early, images = sb.EarlyExit(net, {"b2": 0.6, "main": 0.7}, input_size=(3, 32, 32)), torch.randn(20, 3, 32, 32)
+    compiled = torch.compile(early, backend="eager")
+    for batch in (images, images[:7]):
+        torch.testing.assert_close(compiled(batch).probabilities, early(batch).probabilities)
 
 
 def test_some_exits_alone_and_what_is_wrong(net):

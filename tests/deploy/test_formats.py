@@ -18,6 +18,7 @@ from sidebranch.deploy.ship import export
 from sidebranch.deploy.shipped import ship, validation_images
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
+from training import changed
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,56 @@ def test_images_are_taken_from_all_over_the_validation_set(run):
     assert set(labels.tolist()) == set(range(10))
 
 
+@pytest.mark.parametrize("measure", ["confidence", "margin", "agreement"])
+def test_early_exit_leaves_as_a_file_an_exit_and_a_runner(run, tmp_path, measure):
+    whole = ship(run, "last", "ensemble")
+    images, _ = validation_images(whole.dataset, 100)
+    policy = {
+        "exits": ["b2", "main", "b1"],
+        "temperatures": {"b2": 1.7, "main": 0.8},
+        "measure": measure,
+        "averaged": measure == "confidence",
+    }
+    with torch.no_grad():
+        outputs = whole.network(images)
+    seen = [outputs.logits[outputs.names.index(name)].softmax(-1) for name in policy["exits"]]
+    rule = sb.ExitPolicy(**policy)
+    sure = [rule.answer(torch.stack(seen[:count]))[1].median() for count in (1, 2)]
+    policy["thresholds"] = {name: float(each) for name, each in zip(policy["exits"], sure, strict=False)}
+    run.write_early_exit({"chosen": {"policy": policy}})
+    shipped = ship(run, "last", "early_exit")
+    found = export(shipped, "onnx", tmp_path / "out", {"main": 50.0}, {})
+    assert found.difference < 1e-5
+    assert found.before == found.after
+    names = {each.name for each in (tmp_path / "out").iterdir()}
+    assert names >= {"exit0-b2.onnx", "exit1-main.onnx", "exit2-b1.onnx", "run.py", "README.md"}
+    taken = shipped.module(images).exits
+    assert len(taken.unique()) > 1
+    assert torch.equal(taken, shipped.answers(images).exits)
+    assert found.macs == round(shipped.module.macs(shipped.module(images)))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "b2, then main, then b1" in card
+
+
+def test_early_exit_that_was_not_chosen_says_how(run):
+    run.early_exit.unlink(missing_ok=True)
+    with pytest.raises(sb.UserError, match="choose them first: sidebranch eval .* --early-exit"):
+        ship(run, "last", "early_exit")
+
+
+def test_torchvision_s_own_network_takes_the_weights(tmp_path, digits_config, run, photos):
+    data = DataConfig("folder", str(photos), image_size=32, resize=32, batch_size=4, workers=0)
+    config = replace(changed(digits_config, model={"name": "resnet18"}, optim={"epochs": 1}), data=data)
+    folder = RunFolder(tmp_path / "run")
+    train(replace(config, method="baseline"), folder)
+    found = export(ship(folder, "last", "main"), "torchvision", tmp_path / "out", {}, {})
+    assert found.difference < 1e-5
+    classes = len(ship(folder, "last", "main").dataset.classes)
+    assert f"torchvision.models.resnet18(num_classes={classes})" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(sb.UserError, match="torchvision has no network with the weights of cifar_resnet8, main"):
+        export(ship(run, "last", "main"), "torchvision", tmp_path / "none", {}, {})
+
+
 def test_photos_in_and_probabilities_out(run, tmp_path):
     import onnxruntime
 
@@ -89,7 +140,7 @@ def test_photos_in_and_probabilities_out(run, tmp_path):
     (found,) = session.run(None, {"images": pixels})
     mean, std = (torch.tensor(shipped.about[each]).view(-1, 1, 1) for each in ("mean", "std"))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
-    np.testing.assert_allclose(found, shipped.probabilities(images), atol=1e-5)
+    np.testing.assert_allclose(found, shipped.answers(images).probabilities, atol=1e-5)
     known = session.get_modelmeta().custom_metadata_map
     assert json.loads(known["classes"])[3] == "3"
 
@@ -127,6 +178,7 @@ def test_the_command_says_what_it_found_and_what_is_wrong(run, tmp_path, capsys,
         (["--format", "timm", "--classifier", "b1"], "timm has no network for b1"),
         (["--format", "onnx", "--classifier", "b3"], "no classifier 'b3'; did you mean 'b2' or 'b1'"),
         (["--format", "pt2", "--with-preprocessing"], "is for --format onnx, not pt2"),
+        (["--format", "pt2", "--classifier", "early_exit"], "leaves by --format onnx, a file an exit"),
         (["--classifier", "b1"], "b1 leaves by --format onnx or pt2"),
     ):
         assert main(["export", str(run.root), *words]) == 2

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from sidebranch.cli.parsing import add_checkpoint_arguments, parse, plain_parser
 from sidebranch.cli.texts import EVAL_HELP
 from sidebranch.config import recipe
 from sidebranch.config.data import Metric
+from sidebranch.errors import UserError
 
+Measure = Literal["confidence", "margin", "agreement"]
 ERRORS = {"top1": "top-1 error, %", "top5": "top-5 error, %", "loss": "loss, nats"}
 RETRIEVAL = {
     "mAP": "mAP, %",
@@ -29,11 +32,20 @@ def parser() -> ArgumentParser:
     made.add_argument("--eval.metric", type=Metric, default=None, help="Re-ID: another distance.")
     made.add_argument("--eval.flip", type=bool, default=None, help="Re-ID: average with mirrored images.")
     made.add_argument("--eval.chunk", type=int, default=None, help="Re-ID: queries ranked at a time.")
+    made.add_argument("--early-exit", action="store_true", help="Error against cost, if sure classifiers answer first.")
+    made.add_argument("--measure", type=Measure, default="confidence", help="Early exit: what sureness is.")
+    made.add_argument("--error", type=float, default=None, help="Early exit: the top-1 error wanted, in percent.")
+    made.add_argument("--max-cost", type=float, default=None, help="Early exit: mean cost, a multiple of main's.")
     return made
 
 
 def run(arguments: Sequence[str]) -> int:
     options = parse(parser(), arguments)
+    if options.early_exit:
+        return _early_exit(options)
+    for name in ("measure", "error", "max_cost"):
+        if options[name] not in (None, "confidence"):
+            raise UserError(f"--{name.replace('_', '-')} needs --early-exit")
     from rich.console import Console
     from rich.table import Table
 
@@ -62,3 +74,59 @@ def run(arguments: Sequence[str]) -> int:
         table.add_row(name, *(f"{values[key]:.{4 if key == 'loss' else 3}f}" for key in headings))
     Console(highlight=False).print(table)
     return 0
+
+
+def _early_exit(options: Namespace) -> int:
+    if options.weights:
+        raise UserError("--early-exit needs a run; --weights has no images to choose exits on")
+    if options.error is not None and options.max_cost is not None:
+        raise UserError("--error and --max-cost exclude each other: one is given, the other is found")
+    from sidebranch.cli.running import quiet_libraries
+    from sidebranch.evaluation.exits_of_run import early_exits
+    from sidebranch.inspect.record import read_record
+    from sidebranch.inspect.report import write_report
+    from sidebranch.runs.folder import RunFolder
+
+    quiet_libraries()
+    folder = RunFolder(Path(options.run))
+    found = early_exits(
+        folder,
+        options.checkpoint,
+        options["data.root"],
+        measure=options.measure,
+        error=options.error,
+        cost=options.max_cost,
+    )
+    folder.write_early_exit(found)
+    write_report([read_record(folder)], folder.report, folder.root.name)
+    _print_exits(folder.root, found)
+    print(f"the choice: {folder.early_exit}\nthe page: {folder.report}")
+    return 0
+
+
+def _print_exits(root: Path, found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    print(f"{root}: exits chosen on {found['held_out']:,} images, {found['chosen_on']}")
+    table = Table(title=f"Top-1 errors of {found['images']:,} validation images", title_justify="left")
+    for name in ("exits", "error, %", "MACs, M", "of main's", "ms", "taken by, %"):
+        table.add_column(name, justify="left" if name == "exits" else "right")
+    main = next(each["macs"] for each in found["classifiers"] if each["name"] == "main")
+    named = {"": found["points"], "chosen: ": [found["chosen"]]}
+    rows = [(each["name"], each, "") for each in found["classifiers"]]
+    for prefix, points in named.items():
+        for each in points:
+            exits = " > ".join(each["policy"]["exits"]) + (", averaged" if each["policy"]["averaged"] else "")
+            shares = " ".join(f"{100 * share:.0f}" for share in each["shares"].values())
+            rows.append((prefix + exits, each, shares))
+    for name, each, shares in rows:
+        table.add_row(
+            name,
+            f"{each['error']:.2f}",
+            f"{each['macs'] / 1e6:.1f}",
+            f"{each['macs'] / main:.2f}",
+            f"{each['ms']:.2f}",
+            shares,
+        )
+    Console(highlight=False).print(table)

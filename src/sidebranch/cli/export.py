@@ -17,7 +17,7 @@ from sidebranch.errors import UserError
 if TYPE_CHECKING:
     from sidebranch.deploy.ship import Comparison
 
-FORMATS = ("safetensors", "timm", "onnx", "onnx-int8", "pt2")
+FORMATS = ("safetensors", "timm", "onnx", "onnx-int8", "pt2", "torchvision")
 
 BESIDE = {"onnx-int8": "onnx", "onnx": "onnx", "pt2": "pt2"}  # main's format that an export is compared with
 ROWS: dict[str, Callable[[Comparison], str]] = {
@@ -37,7 +37,7 @@ def parser() -> ArgumentParser:
     made = plain_parser("export", EXPORT_HELP)
     add_checkpoint_arguments(made)
     made.add_argument("--format", choices=FORMATS, default="safetensors", help="The weights alone, or a folder.")
-    made.add_argument("--classifier", type=str, default="main", help="main, a branch (b1, b2), or ensemble.")
+    made.add_argument("--classifier", type=str, default="main", help="main, a branch (b1, b2), ensemble or early_exit.")
     made.add_argument(
         "--output", type=str, default="", help="The file or folder. Default: model.safetensors, or FORMAT."
     )
@@ -54,6 +54,8 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"--weights is for --format safetensors; --format {options.format} needs a run")
     if options.with_preprocessing and options.format != "onnx":
         raise UserError(f"--with-preprocessing is for --format onnx, not {options.format}")
+    if options.classifier == "early_exit" and (options.format != "onnx" or options.with_preprocessing):
+        raise UserError("--classifier early_exit leaves by --format onnx, a file an exit, without --with-preprocessing")
     return _folder(options)
 
 

@@ -1,6 +1,7 @@
 """The core: networks with side branches, their objective, and sampling. Needs torch alone."""
 
 from sidebranch.core.ensemble import Ensemble
+from sidebranch.core.exits import ExitPolicy
 from sidebranch.core.model import BranchedModel, Outputs, SideBranch
 from sidebranch.core.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
 from sidebranch.core.sampling import Bernoulli, Categorical, Draw, Fixed, MovingRoots
@@ -12,6 +13,7 @@ __all__ = [
     "Categorical",
     "Draw",
     "Ensemble",
+    "ExitPolicy",
     "Fixed",
     "Loss",
     "MovingRoots",

@@ -53,6 +53,7 @@ class Dataset:
         val: the validation split.
         shape: of a training image as the network sees it: channels, height, width.
         reid: person identities and cameras, in re-identification; `val` are its test images then.
+        held_out: the training images that the limit leaves out, with their own labels; None without a limit.
     """
 
     config: DataConfig
@@ -61,6 +62,7 @@ class Dataset:
     val: ArraySplit | ImageSplit
     shape: tuple[int, ...]
     reid: ReIDSet | None = None
+    held_out: ArraySplit | ImageSplit | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -179,6 +181,7 @@ def read_dataset(config: DataConfig, seed: int, needs_train: bool = True) -> Dat
         config = replace(config, limit=0, drop_last=False, instances=0)
     if config.limit > len(train):
         raise UserError(f"data.limit is {config.limit}, but there are only {len(train)} training images")
+    held_out = train.rest(config.limit) if config.limit and people is None else None
     if config.limit:
         train = train.first(config.limit)
     if config.val_limit > len(val):
@@ -199,7 +202,7 @@ def read_dataset(config: DataConfig, seed: int, needs_train: bool = True) -> Dat
             f"{len(train.classes)} identities do not fill one batch of {config.batch_size} images, "
             f"{config.instances} each (data.instances); lower data.batch_size"
         )
-    return Dataset(config, seed, train.relabelled(labels), val, shape, people)
+    return Dataset(config, seed, train.relabelled(labels), val, shape, people, held_out)
 
 
 def read_images(root: str, needs_train: bool = True) -> tuple[ImageSplit, ImageSplit]:

@@ -28,8 +28,17 @@ PT2 = """import torch
 
 model = torch.export.load("model.pt2").module()
 {output} = model(images)  # {input}"""
-USE = {"timm": TIMM, "onnx": ONNX, "onnx-int8": ONNX, "pt2": PT2}
-LIBRARIES = {"timm": "timm", "onnx": "onnx", "onnx-int8": "onnx", "pt2": "pytorch"}
+EXITS = """from run import EarlyExit  # run.py of this folder; ONNX Runtime and NumPy
+
+network = EarlyExit(".")
+probabilities, exits = network(images)  # {input}"""
+VISION = """import torch, torchvision
+
+model = torchvision.models.{model}(num_classes={classes})
+model.load_state_dict(torch.load("model.pth", weights_only=True))
+{output} = model.eval()(images)  # {input}"""
+USE = {"torchvision": VISION, "early_exit": EXITS, "timm": TIMM, "onnx": ONNX, "onnx-int8": ONNX, "pt2": PT2}
+LIBRARIES = {"timm": "timm", "onnx": "onnx", "onnx-int8": "onnx", "pt2": "pytorch", "torchvision": "torchvision"}
 
 
 def write_card(
@@ -74,14 +83,19 @@ def write_card(
     size = shipped.size
     shape = f"[N, {size[1]}, {size[2]}, {size[0]}], uint8" if "input" in about else f"[N, {', '.join(map(str, size))}]"
     mode = "L" if size[0] == 1 else "RGB"
-    weights = next(each for each in path.parent.iterdir() if each.name.startswith("model."))
+    is_early_exit = about["classifier"] == "early_exit"
+    digest = hashlib.sha256()
+    for each in sorted(path.parent.glob("exit*.onnx" if is_early_exit else "model.*")):
+        digest.update(each.read_bytes())
     page = Environment(loader=PackageLoader("sidebranch.deploy", "."), keep_trailing_newline=True)
     text = page.get_template("card.md.j2").render(
         front=front.to_yaml(),
         about=about,
         method=config.method,
         data=config.data.name,
-        use=USE[kind].format(mode=mode, output=about["output"], input=shape),
+        use=USE["early_exit" if is_early_exit else kind].format(
+            mode=mode, output=about["output"], input=shape, model=about["model"], classes=about["num_classes"]
+        ),
         is_own=kind == "timm" and type(shipped.module).__module__.startswith("sidebranch."),
         errors=errors,
         found=found,
@@ -89,6 +103,6 @@ def write_card(
         seed=config.seed,
         epochs=config.optim.epochs,
         environment=environment,
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        sha256=digest.hexdigest(),
     )
     path.write_text(text, encoding="utf-8")

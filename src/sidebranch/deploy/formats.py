@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sidebranch.branches.early_exit import EarlyExit
+from sidebranch.deploy.segments import write_segments
 from sidebranch.deploy.shipped import Shipped, training_images
 from sidebranch.errors import UserError
 
@@ -67,6 +69,24 @@ def write_timm(shipped: Shipped, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def write_torchvision(shipped: Shipped, folder: Path) -> None:
+    """A state dict for torchvision's network of the same name, in a torch file.
+
+    Raises:
+        UserError: it has none, or one with other weights.
+    """
+    from torchvision.models import get_model, list_models
+
+    name, state = shipped.about["model"], shipped.module.state_dict()
+    is_known = shipped.classifier == "main" and name in list_models()
+    theirs = get_model(name, weights=None, num_classes=shipped.about["num_classes"]).state_dict() if is_known else {}
+    if {key: value.shape for key, value in theirs.items()} != {key: value.shape for key, value in state.items()}:
+        raise UserError(
+            f"torchvision has no network with the weights of {name}, {shipped.classifier}; take another format"
+        )
+    torch.save({key: value.contiguous() for key, value in state.items()}, folder / "model.pth")
+
+
 def write_pt2(shipped: Shipped, folder: Path) -> None:
     """A program of torch.export, for any number of images."""
     with _quiet():
@@ -100,6 +120,13 @@ def write_onnx(shipped: Shipped, folder: Path, with_preprocessing: bool = False)
     onnx.save(made, path)
 
 
+def write_exits(shipped: Shipped, folder: Path) -> dict[str, Any]:
+    """Early exit as one ONNX file an exit, and a runner; returns what the runner must know."""
+    assert isinstance(shipped.module, EarlyExit)
+    with _quiet():
+        return write_segments(shipped.module, folder, shipped.size)
+
+
 def write_onnx_int8(shipped: Shipped, folder: Path) -> None:
     """ONNX in int8: ONNX Runtime's static quantisation, its ranges taken from training images."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
@@ -125,6 +152,7 @@ WRITERS: dict[str, Callable[[Shipped, Path], None]] = {
     "timm": write_timm,
     "onnx": write_onnx,
     "onnx-int8": write_onnx_int8,
+    "torchvision": write_torchvision,
     "pt2": write_pt2,
 }
 

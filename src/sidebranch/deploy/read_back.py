@@ -1,8 +1,8 @@
 """Reads an exported network as its user would: in a process of its own, by its format's runtime, without sidebranch.
 
 python read_back.py FORMAT PATH SAMPLES.npz RESULT.json: the images in SAMPLES through the network at PATH; RESULT gets
-the probabilities and the median milliseconds of a batch of 1 and of 32. Only the format "timm+sidebranch" imports
-sidebranch, which registers its networks.
+the probabilities, the exits, and the median milliseconds of a batch of 1 and of 32. Only the format "timm+sidebranch"
+imports sidebranch, which registers its networks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-Network = Callable[[Any], Any]  # images to scores, NumPy arrays
+Network = Callable[[Any], Any]  # images to scores, NumPy arrays; early exit, to probabilities and exits
 BATCHES, REPEATS = (1, 32), 10
 
 
@@ -31,6 +31,16 @@ def by_timm_and_sidebranch(path: Path) -> Network:
     import sidebranch  # noqa: F401 (registers its networks with timm)
 
     return by_timm(path)
+
+
+def by_torchvision(path: Path) -> Network:
+    import torch
+    import torchvision
+
+    about = json.loads((path / "sidebranch.json").read_text(encoding="utf-8"))
+    network = torchvision.models.get_model(about["model"], weights=None, num_classes=about["num_classes"])
+    network.load_state_dict(torch.load(path / "model.pth", weights_only=True))
+    return _by_torch(network.eval())
 
 
 def by_torch_export(path: Path) -> Network:
@@ -47,6 +57,12 @@ def by_onnx_runtime(path: Path) -> Network:
     return lambda images: session.run(None, {inputs.name: images})[0]
 
 
+def by_early_exit(path: Path) -> Network:
+    import runpy
+
+    return runpy.run_path(str(path / "run.py"))["EarlyExit"](path, providers=["CPUExecutionProvider"])
+
+
 def _by_torch(network: Any) -> Network:
     import torch
 
@@ -60,9 +76,11 @@ def _by_torch(network: Any) -> Network:
 READERS = {
     "timm": by_timm,
     "timm+sidebranch": by_timm_and_sidebranch,
+    "torchvision": by_torchvision,
     "pt2": by_torch_export,
     "onnx": by_onnx_runtime,
     "onnx-int8": by_onnx_runtime,
+    "early_exit": by_early_exit,
 }
 
 
@@ -70,12 +88,17 @@ def main(kind: str, path: str, samples: str, result: str) -> None:
     network = READERS[kind](Path(path))
     with np.load(samples) as file:
         images, output = file["images"], str(file["output"])
-    scores = np.concatenate([network(images[at : at + 64]) for at in range(0, len(images), 64)]).astype(np.float64)
+    told = [network(images[at : at + 64]) for at in range(0, len(images), 64)]
+    told = [each if isinstance(each, tuple) else (each, np.zeros(len(each), np.int64)) for each in told]
+    scores, exits = (np.concatenate(each) for each in zip(*told))  # noqa: B905 (pairs)
+    scores = scores.astype(np.float64)
     if output == "logits":
         scores = np.exp(scores - scores.max(1, keepdims=True))
         scores /= scores.sum(1, keepdims=True)
     times = {count: _milliseconds(network, np.resize(images, (count, *images.shape[1:]))) for count in BATCHES}
-    Path(result).write_text(json.dumps({"probabilities": scores.tolist(), "milliseconds": times}))
+    Path(result).write_text(
+        json.dumps({"probabilities": scores.tolist(), "exits": exits.tolist(), "milliseconds": times})
+    )
 
 
 def _milliseconds(network: Network, images: Any) -> float:

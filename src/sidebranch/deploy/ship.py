@@ -16,13 +16,16 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sidebranch.branches.early_exit import EarlyExit
+from sidebranch.core.exits import Answers
 from sidebranch.deploy import read_back
 from sidebranch.deploy.card import write_card
-from sidebranch.deploy.formats import ABOUT, WRITERS, write_onnx
-from sidebranch.deploy.shipped import Shipped, validation_images
+from sidebranch.deploy.formats import ABOUT, WRITERS, write_exits, write_onnx
+from sidebranch.deploy.shipped import EARLY_EXIT, Shipped, validation_images
 from sidebranch.errors import UserError, reason
 
 IMAGES = 1000  # of the validation set, that an export is compared on
+SAME_EXIT = 0.995  # share of the images that must take the exit that they take in the training network
 TOLERANCE = 1e-4  # of a probability; other kernels add in another order
 
 
@@ -32,13 +35,13 @@ class Comparison:
 
     Attributes:
         images: that both saw.
-        difference: the largest, of a probability.
+        difference: the largest, of a probability; early exit: of the images that took the same exit.
         agreement: images with the same answer, in percent.
         before: the training network's top-1 error, in percent.
         after: the export's.
         bytes: of the exported files.
         parameters: of the module.
-        macs: multiply-adds for one image.
+        macs: multiply-adds for one image; early exit: their mean.
         milliseconds: number of images in a batch to its median time.
     """
 
@@ -95,7 +98,10 @@ def measure(shipped: Shipped, kind: str) -> Comparison:
 def _write(shipped: Shipped, kind: str, folder: Path, preprocessing: bool = False) -> tuple[dict[str, Any], Comparison]:
     folder.mkdir()
     try:
-        if preprocessing:
+        more = {}
+        if shipped.classifier == EARLY_EXIT:
+            more = {"early_exit": write_exits(shipped, folder)}
+        elif preprocessing:
             write_onnx(shipped, folder, with_preprocessing=True)
         else:
             WRITERS[kind](shipped, folder)
@@ -105,7 +111,7 @@ def _write(shipped: Shipped, kind: str, folder: Path, preprocessing: bool = Fals
         raise UserError(f"--format {kind} needs {error.name}: pip install 'sidebranch[export]'") from error
     except Exception as error:  # of torch's exporters, which raise many kinds
         raise UserError(f"torch cannot export {shipped.about['model']} as {kind}: {_last_line(error)}") from error
-    about = dict(shipped.about) | ({"output": "probabilities", "input": "uint8"} if preprocessing else {})
+    about = dict(shipped.about) | more | ({"output": "probabilities", "input": "uint8"} if preprocessing else {})
     (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     found = _compare(shipped, kind, folder, about, folder.parent)
     if kind != "onnx-int8" and found.difference > TOLERANCE:
@@ -130,10 +136,13 @@ def _compare(shipped: Shipped, kind: str, folder: Path, about: Mapping[str, Any]
         given, images = pixels.to(torch.uint8).permute(0, 2, 3, 1), (pixels / 255 - mean) / std
     else:
         given = images
-    expected = torch.cat([shipped.probabilities(batch) for batch in images.split(64)]).double().numpy()
+    told = [shipped.answers(batch) for batch in images.split(64)]
+    answers = Answers(*map(torch.cat, zip(*told, strict=True)))
+    expected, exits = answers.probabilities.double().numpy(), answers.exits.numpy()
     samples, result = work / "samples.npz", work / "result.json"
     np.savez(samples, images=given.contiguous().numpy(), output=about["output"])
     reader = f"{kind}+sidebranch" if kind == "timm" and _needs_sidebranch(shipped) else kind
+    reader = EARLY_EXIT if shipped.classifier == EARLY_EXIT else reader
     command = [sys.executable, str(Path(read_back.__file__)), reader, str(folder), str(samples), str(result)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work)
     if ran.returncode:
@@ -141,15 +150,17 @@ def _compare(shipped: Shipped, kind: str, folder: Path, about: Mapping[str, Any]
         raise UserError(f"a fresh process could not read the {kind} export back: {message}; nothing was kept")
     read = json.loads(result.read_text(encoding="utf-8"))
     found, classes = np.asarray(read["probabilities"]), labels.numpy()
+    same = np.asarray(read["exits"]) == exits  # at a threshold, the last bit decides
+    differing = np.abs(found - expected)[same if same.mean() >= SAME_EXIT else ...]
     return Comparison(
         images=len(images),
-        difference=float(np.abs(found - expected).max()),
+        difference=float(differing.max()),
         agreement=100 * float((found.argmax(1) == expected.argmax(1)).mean()),
         before=100 * float((expected.argmax(1) != classes).mean()),
         after=100 * float((found.argmax(1) != classes).mean()),
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
         parameters=sum(each.numel() for each in shipped.module.parameters()),
-        macs=_macs(shipped),
+        macs=round(shipped.module.macs(answers)) if isinstance(shipped.module, EarlyExit) else _macs(shipped),
         milliseconds=read["milliseconds"],
     )
 

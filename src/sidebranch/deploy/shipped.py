@@ -9,18 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sidebranch.branches.early_exit import EarlyExit
 from sidebranch.branches.extract import extract
 from sidebranch.config import recipe
 from sidebranch.config.schema import Config
 from sidebranch.core.ensemble import Ensemble
+from sidebranch.core.exits import Answers
 from sidebranch.core.model import BranchedModel
 from sidebranch.data.datasets import Dataset
 from sidebranch.errors import UserError, nearest
+from sidebranch.evaluation.exits_of_run import policy_of
 from sidebranch.evaluation.of_run import network_of_run
 from sidebranch.runs.export import with_crop
 from sidebranch.runs.folder import RunFolder
 
-ENSEMBLE = "ensemble"
+ENSEMBLE, EARLY_EXIT = "ensemble", "early_exit"
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class Shipped:
     """A network without what only training needs.
 
     Attributes:
-        classifier: "main", a branch's name, or "ensemble".
-        module: images [N, C, H, W], normalised, to logits [N, K]; the ensemble, to probabilities.
+        classifier: "main", a branch's name, "ensemble" or "early_exit".
+        module: images [N, C, H, W], normalised, to logits [N, K]; the ensemble, to probabilities; early exit, to
+            `Answers`.
         network: the whole, which it is compared with.
         dataset: the run's.
         config: the run's.
@@ -48,13 +52,16 @@ class Shipped:
         """Channels, height and width of an image."""
         return tuple(self.about["input_size"])
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """What the training network says for these images, [N, K] in float32."""
+    def answers(self, images: Tensor) -> Answers:
+        """What the training network says for these images; its only exit is 0, but of early exit."""
         with torch.inference_mode():
-            if self.classifier == ENSEMBLE:
-                return Ensemble(self.network)(images)
             outputs = self.network(images)
-            return outputs.logits[outputs.names.index(self.classifier)].float().softmax(-1)
+            logits = dict(zip(outputs.names, outputs.logits, strict=True))
+            if isinstance(self.module, EarlyExit):
+                return self.module.policy.replay(torch.stack([logits[name] for name in self.module.exits]))
+            chosen = logits.values() if self.classifier == ENSEMBLE else [logits[self.classifier]]
+            found = torch.stack([each.float().softmax(-1) for each in chosen]).mean(0)
+            return Answers(found, torch.zeros(len(images), dtype=torch.int64))
 
 
 def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, data_root: str = "") -> Shipped:
@@ -63,27 +70,30 @@ def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, dat
     Args:
         folder: of the run.
         which: checkpoint.
-        classifier: "main", a branch's name, or "ensemble".
+        classifier: "main", a branch's name, "ensemble", or "early_exit", as `sidebranch eval --early-exit` chose it.
         data_root: where the data are, if they have moved.
 
     Raises:
-        UserError: there is no such run, checkpoint or classifier, or the run is of re-identification.
+        UserError: there is no such run, checkpoint or classifier, it re-identifies, or it has no exits yet.
     """
     path = folder.last if which == "last" else folder.best
     net, dataset = network_of_run(folder, path, data_root)
     net, config = net.eval(), recipe.load(folder.config)
     if dataset.reid is not None:
         raise UserError(f"'{folder.root}' re-identifies; its backbone leaves by --format safetensors")
-    known = (*net.names, ENSEMBLE) if len(net.names) > 1 else net.names
+    known = (*net.names, ENSEMBLE, EARLY_EXIT) if len(net.names) > 1 else net.names
     if classifier not in known:
         raise UserError(f"this run has no classifier '{classifier}'; {nearest(classifier, known)}")
     described = dataset.described
     size = described["input_size"]
-    module = Ensemble(net) if classifier == ENSEMBLE else extract(net, classifier, size)
+    if classifier == EARLY_EXIT:
+        module = EarlyExit(net, policy_of(folder.read_early_exit()), input_size=size)
+    else:
+        module = Ensemble(net) if classifier == ENSEMBLE else extract(net, classifier, size)
     about = {
         "model": config.model.name,
         "classifier": classifier,
-        "output": "probabilities" if classifier == ENSEMBLE else "logits",
+        "output": "probabilities" if classifier in (ENSEMBLE, EARLY_EXIT) else "logits",
         "num_classes": len(dataset.classes),
         **with_crop(described),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,10 +12,12 @@ from sidebranch.errors import UserError
 from sidebranch.inspect import charts
 from sidebranch.inspect.chart import Chart, as_json, scripts
 from sidebranch.inspect.charts import Groups
+from sidebranch.inspect.exit_charts import error_against_macs, error_against_time
 from sidebranch.inspect.gallery import embedded, gallery, read_rankings
 from sidebranch.inspect.record import Record, by_kind, changes, label, read_json, spread, summarise
 from sidebranch.inspect.significance import gain
 from sidebranch.runs.atomic_files import write_text
+from sidebranch.runs.folder import EARLY_EXIT
 from sidebranch.runs.headline import MEAN_AP, TOP1
 
 METHODS = {
@@ -28,7 +30,11 @@ METHODS = {
 PAIRS = 12  # confusions that are shown
 MOST = 6  # kinds of run with charts of their own
 ANSWERS = {"classes", "bins", "errors", "confused"}
-MEASURED = {"kernels.json": charts.kernel_correlation, "gradients.json": charts.gradient_alignment}
+MEASURED: dict[str, tuple[Callable[[Any], Chart], ...]] = {
+    "kernels.json": (charts.kernel_correlation,),
+    "gradients.json": (charts.gradient_alignment,),
+    EARLY_EXIT: (error_against_macs, error_against_time),
+}
 
 
 def write_report(
@@ -42,7 +48,8 @@ def write_report(
 ) -> None:
     """Writes the page: one file, which needs no other and no network.
 
-    `kernels.json` and `gradients.json` beside it, of `sidebranch inspect`, are shown on it.
+    `kernels.json` and `gradients.json` beside it, of `sidebranch inspect`, and `early_exit.json`, of `sidebranch eval
+    --early-exit`, are shown on it.
 
     Args:
         records: the runs.
@@ -246,14 +253,15 @@ def _confused(answers: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]
 
 
 def _measured(folder: Path) -> list[Chart]:
-    """What `sidebranch inspect` measured, beside the page."""
+    """What `sidebranch inspect` and `eval --early-exit` measured, beside the page."""
     found = []
-    for name, chart in MEASURED.items():
+    for name, drawn in MEASURED.items():
         if (folder / name).is_file():
             try:
-                found.append(chart(json.loads((folder / name).read_text(encoding="utf-8"))))
+                measured = json.loads((folder / name).read_text(encoding="utf-8"))
+                found += [chart(measured) for chart in drawn]
             except (ValueError, KeyError, TypeError, StopIteration, AttributeError, IndexError) as error:
-                raise UserError(f"'{folder / name}' is not as `sidebranch inspect` writes it; remove it") from error
+                raise UserError(f"'{folder / name}' is not as sidebranch writes it; remove it") from error
     return found
 
 

@@ -24,6 +24,7 @@ from sidebranch.runs.lock import LOCK, OWNER, only_process
 if TYPE_CHECKING:
     import torch
 
+EARLY_EXIT = "early_exit.json"
 PACKAGES = ("sidebranch", "torch", "torchvision", "timm", "lightning", "numpy")
 
 
@@ -49,6 +50,11 @@ class RunFolder:
     @property
     def best(self) -> Path:
         return self.root / "checkpoints" / "best.ckpt"
+
+    @property
+    def early_exit(self) -> Path:
+        """What `sidebranch eval --early-exit` found."""
+        return self.root / EARLY_EXIT
 
     def kept(self, epoch: int) -> Path:
         """The checkpoint after an epoch that is kept for good (`runtime.keep_every`)."""
@@ -140,6 +146,24 @@ class RunFolder:
 
     def write_answers(self, table: Mapping[str, Any]) -> None:
         write_text(self.answers, json.dumps(table) + "\n")
+
+    def write_early_exit(self, table: Mapping[str, Any]) -> None:
+        write_text(self.early_exit, json.dumps(table, indent=1) + "\n")
+
+    def read_early_exit(self) -> dict[str, Any]:
+        """What `write_early_exit` wrote.
+
+        Raises:
+            UserError: it was not, or is damaged.
+        """
+        try:
+            return json.loads(self.early_exit.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"'{self.root}' has no exits yet; choose them first: sidebranch eval {self.root} --early-exit"
+            ) from error
+        except ValueError as error:
+            raise UserError(f"'{self.early_exit}' is damaged; write it anew: sidebranch eval --early-exit") from error
 
     def need_room(self, size: int) -> None:
         """Checks that the checkpoints fit on the disk.

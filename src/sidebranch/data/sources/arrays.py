@@ -44,6 +44,10 @@ class ArraySplit:
         """The first images."""
         return self.take(torch.arange(count))
 
+    def rest(self, count: int) -> ArraySplit:
+        """The images that `first` leaves."""
+        return self.take(torch.arange(count, len(self)))
+
     def take(self, chosen: Int[Tensor, " m"]) -> ArraySplit:
         """The images with these numbers."""
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])

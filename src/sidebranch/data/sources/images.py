@@ -80,7 +80,14 @@ class ImageSplit:
 
     def first(self, count: int) -> ImageSplit:
         """The first images of a fixed random order, since sources are sorted by class."""
-        return self.take(torch.randperm(len(self), generator=generator("folder limit"))[:count].sort().values)
+        return self.take(self._drawn()[:count].sort().values)
+
+    def rest(self, count: int) -> ImageSplit:
+        """The images that `first` leaves."""
+        return self.take(self._drawn()[count:].sort().values)
+
+    def _drawn(self) -> Tensor:
+        return torch.randperm(len(self), generator=generator("folder limit"))
 
     def take(self, chosen: Tensor) -> ImageSplit:
         """The images with these numbers, [m], ascending."""
