@@ -59,12 +59,17 @@ ROOMS = [
         "errors config network runs train inspect",
     ),
     (
+        "predict",
+        "a model and photographs to answers, features, a page",
+        "errors config core branches weights network data device runs deploy inspect",
+    ),
+    (
         "cli",
         "words to one of the rooms above",
         " ".join(
             [
                 "errors config _attach branches network device data prepare",
-                "distributed runs evaluation train deploy inspect study",
+                "distributed runs evaluation train deploy inspect study predict",
             ]
         ),
     ),

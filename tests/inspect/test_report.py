@@ -138,7 +138,7 @@ def test_measured_kernels_and_gradients_are_shown(records, tmp_path):
     assert "Correlation of kernels" in text
     assert "Alignment of gradients" in text
     (tmp_path / "kernels.json").write_text("{}")
-    with pytest.raises(sb.UserError, match="is not as `sidebranch inspect` writes it; remove it"):
+    with pytest.raises(sb.UserError, match="is not as sidebranch writes it; remove it"):
         write_report(records, tmp_path / "page.html")
 
 

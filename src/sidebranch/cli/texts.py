@@ -27,6 +27,29 @@ choice for `sidebranch export --classifier early_exit`. By default it is as accu
   sidebranch eval runs/cifar100-resnet32-dhm-seed0 --early-exit --max-cost 0.8
   sidebranch eval imagenet/resnet50 --weights reference.pth --data.root data/imagenet"""
 
+PREDICT_HELP = """Say what is on photographs.
+
+MODEL is a run's folder, a folder of `sidebranch export` (of any format), a run's
+model.safetensors, or a checkpoint of the papers' public code with --recipe. Photographs are
+turned upright, resized and cropped as the model's header says. Files that cannot be read are
+skipped and named; the exit status is then 1.
+
+  sidebranch predict runs/photos-dhm-seed0 photo.jpg
+  sidebranch predict onnx holiday/ --top 5 --format csv --output answers.csv
+  sidebranch predict runs/photos-dhm-seed0 "holiday/*.jpg" --explain opinions.html"""
+
+EMBED_HELP = """Write the features of photographs: what goes into a classifier's last layer.
+
+For re-identification, or to search by example with any classifier. Features have length 1.
+
+  sidebranch embed runs/market1501-agw-dhm-seed0 gallery/ --output features.npz
+  sidebranch search query.jpg features.npz"""
+
+SEARCH_HELP = """Find the photographs nearest to one, by the cosine of their features.
+
+  sidebranch embed runs/market1501-agw-dhm-seed0 gallery/ --output features.npz
+  sidebranch search query.jpg features.npz --top 5"""
+
 DEMO_HELP = """See the effect in minutes, offline.
 
 Scikit-learn's digits with half of the training labels replaced at random, trained without

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from sidebranch.config import recipe
-from sidebranch.errors import UserError
-from sidebranch.network import build_network, build_reference, untrained
-from sidebranch.runs import checkpoint
+from sidebranch.deploy.restore import restored
+from sidebranch.network import build_reference
 from sidebranch.runs.export import write_backbone
 from sidebranch.runs.folder import RunFolder
 
@@ -17,13 +16,7 @@ IMAGE_CHANNELS = 3  # of every network in the public code
 
 def export_run(folder: RunFolder, which: Literal["last", "best"], path: Path) -> str:
     """Writes the backbone of a run's checkpoint (the moving average if it has one); returns its timm name."""
-    if not folder.config.is_file():
-        raise UserError(f"'{folder.root}' is no run folder: it has no config.yaml")
-    config = recipe.load(folder.config)
-    state = checkpoint.load(folder.last if which == "last" else folder.best)
-    shape = (state["in_chans"], *state["inputs"]["input_size"][1:])
-    network = build_network(untrained(config), state["num_classes"], shape)
-    checkpoint.restore(network, state["ema"] or state["model"], folder.root)
+    network, config, state = restored(folder, which)
     write_backbone(
         network.shipped_state_dict(),
         path,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int, UInt8
 
 DIGITS_VALIDATION = 500
+CIFAR = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of CIFAR-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def digits() -> tuple[ArraySplit, ArraySplit]:
 
 def cifar10(root: str | Path) -> tuple[ArraySplit, ArraySplit]:
     """CIFAR-10 under `root`, downloaded there if it is missing: 50,000 and 10,000 images of 3x32x32."""
-    return _cifar(CIFAR10, Path(root), Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
+    return _cifar(CIFAR10, Path(root), CIFAR)
 
 
 def cifar100(root: str | Path) -> tuple[ArraySplit, ArraySplit]:
@@ -81,7 +82,7 @@ def cifar100(root: str | Path) -> tuple[ArraySplit, ArraySplit]:
 
     Normalised with CIFAR-10's statistics, as in the DHM paper's code.
     """
-    return _cifar(CIFAR100, Path(root), Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
+    return _cifar(CIFAR100, Path(root), CIFAR)
 
 
 def _cifar(kind: type[CIFAR10], root: Path, scale: Normalisation) -> tuple[ArraySplit, ArraySplit]:

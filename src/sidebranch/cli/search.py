@@ -1,0 +1,61 @@
+"""`sidebranch search`: the photographs nearest to a photograph, in a file of features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from sidebranch.cli.parsing import parse, plain_parser
+from sidebranch.cli.texts import SEARCH_HELP
+from sidebranch.errors import UserError
+
+
+def parser() -> ArgumentParser:
+    made = plain_parser("search", SEARCH_HELP)
+    made.add_argument("query", type=str, help="A photograph.")
+    made.add_argument("features", type=str, help="Of `sidebranch embed`.")
+    made.add_argument("--top", type=int, default=10, help="How many.")
+    made.add_argument("--model", type=str, default="", help="Where the model is, if it has moved.")
+    made.add_argument("--format", choices=["table", "jsonl"], default="table", help="Of the output.")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    options = parse(parser(), arguments)
+    if options.top < 1:
+        raise UserError(f"--top is {options.top}; it must be at least 1")
+    from sidebranch.cli.running import quiet_libraries
+    from sidebranch.predict.features import embed, nearest, read_table
+    from sidebranch.predict.model import open_model
+
+    quiet_libraries()
+    if not Path(options.query).is_file():
+        raise UserError(f"no photograph '{options.query}'")
+    table = read_table(Path(options.features))
+    model = open_model(Path(options.model or table.model))
+    features, batch = next(embed(model, [options.query], table.classifier))
+    if not batch.paths:
+        raise UserError(f"cannot read '{options.query}': {batch.skipped[options.query]}")
+    if features.shape[1] != table.features.shape[1]:
+        raise UserError(
+            f"'{options.features}' has features of {table.features.shape[1]} numbers, this model gives "
+            f"{features.shape[1]}; embed the images anew"
+        )
+    found = nearest(table, features[0], options.top)
+    if options.format == "jsonl":
+        for place, (image, cosine) in enumerate(found, 1):
+            print(json.dumps({"rank": place, "image": image, "cosine": round(cosine, 6)}, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for name in ("rank", "cosine", "image"):
+        shown.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
+    for place, (image, cosine) in enumerate(found, 1):
+        shown.add_row(str(place), f"{cosine:.4f}", image)
+    Console(highlight=False, markup=False).print(shown)
+    return 0

@@ -1,0 +1,244 @@
+"""Photographs to answers: the same as evaluation gives, by any kind of model, whatever the files are like."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import sidebranch as sb
+from sidebranch.cli import main
+from sidebranch.config.data import DataConfig
+from sidebranch.config.method import ModelConfig
+from sidebranch.config.schema import Config, OptimConfig, RuntimeConfig
+from sidebranch.deploy.formats import ABOUT, WRITERS, write_exits, write_onnx
+from sidebranch.deploy.shipped import ship
+from sidebranch.evaluation.of_run import network_of_run
+from sidebranch.predict import photos as reading
+from sidebranch.predict.model import open_model
+from sidebranch.predict.photos import batches, find
+from sidebranch.runs.folder import RunFolder
+from sidebranch.train.loop import train
+from sidebranch.zoo.reference import reference_name
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Photographs of three classes, of several sizes."""
+    root, chance = tmp_path_factory.mktemp("predict") / "photos", np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 5)):
+        for label in CLASSES:
+            (root / part / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = chance.integers(0, 256, (40 + 7 * number, 61, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((90, 60 + 9 * number)).save(root / part / label / f"{number}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(root):
+    folder = RunFolder(root.parent / "run")
+    data = DataConfig("folder", str(root), image_size=32, resize=40, batch_size=6, workers=0)
+    optim = OptimConfig(lr=0.02, epochs=1, schedule="constant")
+    config = Config(method="dsl", model=ModelConfig("cifar_resnet8"), data=data, optim=optim)
+    train(replace(config, runtime=RuntimeConfig("cpu", precision="32-true")), folder)
+    return folder
+
+
+def told(capsys, *words):
+    """The rows of --format jsonl."""
+    assert main(["predict", *map(str, words), "--format", "jsonl"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_answers_are_those_of_evaluation(run, root, capsys):
+    net, dataset = network_of_run(run)
+    with torch.no_grad():
+        images = torch.cat([images for images, _ in dataset.val_loader(torch.device("cpu")).batches()])
+        logits = net.eval()(images).logits
+    wanted = {name: each.softmax(-1) for name, each in zip(net.names, logits, strict=True)}
+    wanted["ensemble"] = sum(wanted.values()) / 3
+    rows = told(capsys, run.root, root / "val", "--top", 3)
+    assert [each["image"] for each in rows] == find([str(root / "val")])
+    for number, row in enumerate(rows):
+        assert row["classifier"] == "main"
+        for each in row["answers"]:
+            expected = float(wanted["main"][number][CLASSES.index(each["class"])])
+            assert each["probability"] == pytest.approx(expected, abs=1e-5)
+        for name, each in row["others"].items():
+            assert each["class"] == CLASSES[int(wanted[name][number].argmax())]
+    rows = told(capsys, run.root, root / "val", "--classifier", "ensemble")
+    assert [row["answers"][0]["class"] for row in rows] == [CLASSES[each] for each in wanted["ensemble"].argmax(-1)]
+
+
+@pytest.mark.parametrize("kind", ["timm", "pt2", "onnx", "onnx with preprocessing", "early_exit", "safetensors"])
+def test_every_export_answers_as_its_run(run, root, tmp_path, kind):
+    path = tmp_path / "out"
+    if kind == "safetensors":
+        path = run.weights
+    else:
+        path.mkdir()
+        more = {}
+        if kind == "early_exit":
+            run.write_early_exit({"chosen": {"policy": {"exits": ["b2", "main"], "thresholds": {"b2": 0.4}}}})
+            shipped = ship(run, "last", "early_exit")
+            more = {"early_exit": write_exits(shipped, path)}
+        else:
+            shipped = ship(run, "last", "main")
+            if kind == "onnx with preprocessing":
+                write_onnx(shipped, path, with_preprocessing=True)
+                more = {"output": "probabilities", "input": "uint8"}
+            else:
+                WRITERS[kind](shipped, path)
+        (path / ABOUT).write_text(json.dumps({**shipped.about, **more}))
+    model, of_run = open_model(path), open_model(run.root)
+    assert model.classes == of_run.classes == CLASSES
+    scale = reading.Normalisation(tuple(model.about["mean"]), tuple(model.about["std"]))
+    paths = find([str(root / "val")])
+    for one, other in zip(*(batches(paths, each.transform, scale, 4) for each in (model, of_run)), strict=True):
+        found = model.run(one.images)[model.names[0]]
+        if kind == "early_exit":
+            wanted = shipped.module(other.images).probabilities
+        else:
+            wanted = of_run.run(other.images)["main"]
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_public_checkpoint_answers_by_its_recipe(tmp_path, root, capsys):
+    net = sb.attach(timm.create_model("cifar_resnet32", num_classes=4))
+    torch.save({reference_name(key): value for key, value in net.state_dict().items()}, tmp_path / "public.pth")
+    image = str(root / "val" / "ant" / "0.jpg")
+    (row,) = told(capsys, tmp_path / "public.pth", image, "--recipe", "cifar100/resnet32")
+    assert row["answers"][0]["class"] in "0123"
+    assert set(row["others"]) == {"b1", "b2", "ensemble"}
+    assert main(["predict", str(tmp_path / "public.pth"), image]) == 2
+    assert "add --recipe, such as --recipe cifar100/resnet32" in capsys.readouterr().err
+
+
+def odd(folder):
+    """Files that are read, and files that are not."""
+    chance = np.random.default_rng(1)
+    base = Image.fromarray(chance.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize(
+        (90, 60), Image.Resampling.BICUBIC
+    )
+    good = {
+        "cmyk.jpg": base.convert("CMYK"),
+        "deep.png": Image.fromarray((np.asarray(base.convert("L")).astype(np.uint16)) * 257),
+        "grey.png": base.convert("L"),
+        "palette.png": base.convert("P"),
+        "alpha.png": base.convert("RGBA"),
+        "tiny.png": base.resize((1, 1)),
+        "photo.png": base,
+    }
+    for name, image in good.items():
+        image.save(folder / name)
+    base.save(folder / "animated.gif", save_all=True, append_images=[base.rotate(90)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    base.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    (folder / "text.jpg").write_text("no image")
+    (folder / "empty.png").write_bytes(b"")
+    base.save(folder / "whole.jpg", quality=95)
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:900])
+    (folder / "whole.jpg").unlink()
+    base.resize((400, 300)).save(folder / "huge.png")
+    return {"text.jpg", "empty.png", "cut.jpg", "huge.png"}
+
+
+def test_odd_images_are_answered_or_named(run, tmp_path, capsys, monkeypatch):
+    bad = odd(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    assert main(["predict", str(run.root), str(tmp_path), "--format", "csv"]) == 1
+    out, err = capsys.readouterr()
+    rows = {row["image"].rsplit("/")[-1]: row for row in csv.DictReader(io.StringIO(out))}
+    assert set(rows) == {each.name for each in tmp_path.iterdir()} - bad
+    for name in bad:
+        assert f"{name}': " in err
+    assert "huge.png': it has too many pixels to be opened safely" in err
+    assert "text.jpg': it is no image, or damaged" in err
+    assert f"{len(bad)} of {len(rows) + len(bad)} images were skipped" in err
+    upright, turned = (float(rows[name]["probability1"]) for name in ("photo.png", "turned.png"))
+    assert turned == pytest.approx(upright, abs=1e-5)
+    assert float(rows["deep.png"]["probability1"]) == pytest.approx(float(rows["grey.png"]["probability1"]), abs=1e-5)
+
+
+def test_files_are_read_ahead_in_order(run, root, capsys, monkeypatch):
+    serial = told(capsys, run.root, root)
+    monkeypatch.setattr(reading, "FEW", 0)
+    monkeypatch.setattr(reading, "cores", lambda: 2)
+    assert told(capsys, run.root, root, "--batch-size", 4) == serial
+
+
+def test_formats_and_the_page(run, root, tmp_path, capsys):
+    page, out = tmp_path / "page.html", tmp_path / "rows.csv"
+    words = ["predict", str(run.root), str(root / "val" / "*" / "*.jpg")]
+    assert main([*words, "--format", "csv", "--output", str(out), "--explain", str(page), "--top", "9"]) == 0
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    assert len(rows) == 15
+    assert sum(float(rows[0][f"probability{rank}"]) for rank in (1, 2, 3)) == pytest.approx(1, abs=1e-4)
+    assert "class4" not in rows[0]
+    text = page.read_text()
+    assert text.count("<img") == 15
+    columns = ("class1", "class_b1", "class_b2", "class_ensemble")
+    counts = {row["image"]: len({row[name] for name in columns}) for row in rows}
+    shown = [part.split('"')[0] for part in text.split('<img alt="')[1:]]
+    assert [counts[each] for each in shown] == sorted(counts.values(), reverse=True)
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    assert all(row["class1"] in table for row in rows)
+
+
+def test_what_is_wrong_is_said_in_a_line(run, root, tmp_path, capsys):
+    image = str(root / "val" / "ant" / "0.jpg")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / ABOUT).write_text('{"classifier": "main"}')
+    for words, message in (
+        ([str(tmp_path / "nothing"), image], "no model"),
+        ([str(tmp_path / "none"), image], "is no run folder"),
+        ([str(tmp_path / "broken"), image], "has none of model.safetensors, model.onnx"),
+        ([str(run.root), "missing.jpg"], "'missing.jpg' is not a file, a folder or a pattern that some file fits"),
+        ([str(run.root), str(tmp_path / "none")], "has no image in it"),
+        ([str(run.root), image, "--classifier", "b9"], "no classifier 'b9'; did you mean"),
+        ([str(run.root), image, "--top", "0"], "--top is 0; it must be at least 1"),
+    ):
+        assert main(["predict", *words]) == 2, words
+        assert message in capsys.readouterr().err
+
+
+def test_features_find_the_photograph_itself(run, root, tmp_path, capsys):
+    file, query = tmp_path / "features.npz", str(root / "val" / "bee" / "3.jpg")
+    assert main(["embed", str(run.root), str(root / "val"), "--output", str(file)]) == 0
+    assert "15 features of 64 numbers" in capsys.readouterr().out
+    with np.load(file) as table:
+        np.testing.assert_allclose(np.linalg.norm(table["features"], axis=1), 1, atol=1e-5)
+    assert main(["search", query, str(file), "--top", "3", "--format", "jsonl"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    assert rows[0]["image"] == query
+    assert rows[0]["cosine"] == pytest.approx(1, abs=1e-4)
+    assert main(["embed", str(run.weights), query, "--output", str(tmp_path / "one.npz")]) == 0
+    with np.load(tmp_path / "one.npz") as one, np.load(file) as table:
+        np.testing.assert_allclose(one["features"][0], table["features"][table["images"] == query][0], atol=1e-4)
+    assert main(["embed", str(run.root), query, "--classifier", "concat", "--output", str(tmp_path / "c.npz")]) == 0
+    capsys.readouterr()
+    (tmp_path / "text.npz").write_text("none")
+    for words, message in (
+        (["search", "none.jpg", str(file)], "no photograph 'none.jpg'"),
+        (["search", query, "none.npz"], "no file of features 'none.npz'; make one: sidebranch embed"),
+        (["search", query, str(tmp_path / "text.npz")], "is damaged or no file of features"),
+        (
+            ["embed", str(run.root), query, "--classifier", "b7"],
+            "no features of 'b7'; it has those of main, b1, b2, concat",
+        ),
+        (["embed", str(run.root), query, "--output", "x.csv"], "call it features.npz"),
+    ):
+        assert main(words) == 2, words
+        assert message in capsys.readouterr().err
