@@ -155,8 +155,8 @@ class Objective(nn.Module):
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
         device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
         outside = self._outside(images)
-        has_autocast = torch.amp.is_autocast_available(device.type)  # the meta device has none
-        with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
+        is_meta = device.type == "meta"  # it has no autocast
+        with nullcontext() if is_meta else torch.autocast(device.type, enabled=False):
             total, labels, pairs = FusedLoss.apply(  # pyright: ignore[reportGeneralTypeIssues] (autograd's own protocol)
                 _constant(supervision, device, dtype),
                 _constant(mimicry, device, dtype) if any(map(any, mimicry)) else None,
