@@ -1,6 +1,6 @@
 """Ours against the slow reference, in one run on the machine at hand: `make bench`.
 
-    python benchmarks/bench.py [--only PART ...] [--seconds 5] [--output results/bench/DEVICE.json]
+    python benchmarks/bench.py [--only PART ...] [--models NAME ...] [--seconds 5] [--output results/bench/DEVICE.json]
 
 "Reference" is benchmarks/reference.py. "Ours" is what `sidebranch train` does by default on this hardware. The two take
 turns, step by step, so that a noisy machine disturbs both alike; ratios are medians of each turn's ratio.
@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -55,8 +55,10 @@ FLAGS: dict[str, tuple[Callable[[], sb.BranchedModel], float, sb.Bernoulli | sb.
 }
 
 
-def step_rows(device: torch.device, budget: float) -> Iterable[dict[str, Any]]:
-    for name, (batch, side) in (ON_CPU if device.type == "cpu" else ON_CUDA).items():
+def step_rows(device: torch.device, budget: float, models: Sequence[str]) -> Iterable[dict[str, Any]]:
+    shapes = ON_CPU if device.type == "cpu" else ON_CUDA
+    for name in models or shapes:
+        batch, side = shapes[name]
         images = torch.randn(batch, 3, side, side, device=device)
         labels = torch.randint(0, 100, (batch,), device=device)
         for method in METHODS:
@@ -193,6 +195,7 @@ def main() -> None:
         choices=["steps", "loss", "data", "flags", "replicas", "decode", "ranking"],
         default=[],
     )
+    parser.add_argument("--models", nargs="+", choices=list(ON_CUDA), default=[], help="of the steps")
     parser.add_argument("--seconds", type=float, default=5.0, help="of turns, a measurement")
     parser.add_argument("--output", type=Path, default=None, help="default: results/bench/DEVICE.json")
     options = parser.parse_args()
@@ -236,7 +239,7 @@ def main() -> None:
             print(row, flush=True)
     if not options.only or "steps" in options.only:
         rows = []
-        for row in step_rows(device, options.seconds):
+        for row in step_rows(device, options.seconds, options.models):
             rows.append(row)
             keep("steps", rows)
             times = ", ".join(f"{kind} {row[f'{kind}_ms']['median']} ms" for kind in ("reference", "ours"))

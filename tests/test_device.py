@@ -6,7 +6,7 @@ import torch
 import sidebranch as sb
 from sidebranch import device as module
 from sidebranch.config.schema import RuntimeConfig
-from sidebranch.device import WORTH_COMPILING, compile_network, kernels, resolve
+from sidebranch.device import WORTH_COMPILING, FullBatches, compile_network, kernels, resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIVEN = RuntimeConfig(precision="32-true", channels_last="yes")
@@ -26,7 +26,8 @@ def test_a_cpu_is_not_compiled_for_by_itself():
 
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_is_compiled_for_where_the_run_is_long():
-    assert resolve(GIVEN, CUDA, WORTH_COMPILING).compile is True
+    assert resolve(GIVEN, CUDA, WORTH_COMPILING).compile == "cuda_graphs"
+    assert resolve(replace(GIVEN, devices=2), CUDA, WORTH_COMPILING).compile is True
     short = resolve(GIVEN, CUDA, WORTH_COMPILING - 1)
     assert short.compile is False
     assert str(short) == "32-true, channels-last\nnot compiled: 1,999 steps do not earn it back"
@@ -67,3 +68,20 @@ def test_kernels_are_picked_for_as_long_as_it_lasts(deterministic):
         assert torch.are_deterministic_algorithms_enabled() == deterministic
         assert torch.backends.cudnn.benchmark != deterministic
     assert before == (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
+
+
+def test_smaller_batches_are_not_compiled_for():
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.append(inputs[0].shape[0])
+        return graph
+
+    network, full_batches = (
+        torch.compile(lambda images: images.sum() + 1, backend=backend, dynamic=False),
+        FullBatches(),
+    )
+    for size in (2, 4, 4, 2, 3, 4):
+        with full_batches(size):
+            assert network(torch.ones(size, 1)) == size + 1
+    assert sizes == [2, 4]

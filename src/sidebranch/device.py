@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,7 +76,8 @@ def _compiler(config: RuntimeConfig, device: torch.device, steps: int) -> tuple[
         return False, "activations are checkpointed"
     if steps < WORTH_COMPILING:
         return False, f"{steps:,} steps do not earn it back"
-    return True, f"{steps:,} steps earn it back"
+    is_alone = config.devices == config.num_nodes == 1  # gradients are not reduced from within a graph
+    return "cuda_graphs" if is_alone else True, f"{steps:,} steps earn it back"
 
 
 def compile_network(network: torch.nn.Module, how: Compile) -> None:
@@ -85,6 +86,21 @@ def compile_network(network: torch.nn.Module, how: Compile) -> None:
         return
     torch._dynamo.config.recompile_limit = GRAPHS
     network.compile(mode="reduce-overhead" if how == "cuda_graphs" else None)
+
+
+class FullBatches:
+    """Leaves batches smaller than the largest so far uncompiled: a last batch does not earn a compilation back.
+
+    with full_batches(len(images)):
+        network(images)
+    """
+
+    def __init__(self) -> None:
+        self.largest = 0
+
+    def __call__(self, size: int) -> AbstractContextManager[object]:
+        self.largest = max(self.largest, size)
+        return nullcontext() if size == self.largest else torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

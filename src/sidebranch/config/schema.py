@@ -96,9 +96,9 @@ class RuntimeConfig:
         num_nodes: number of machines that train together.
         precision: `auto` takes bf16-mixed if the hardware computes in bf16, else 32-true.
         channels_last: `auto` takes the channels-last layout on CPUs and CUDA devices.
-        compile: torch.compile the network. `auto`: on CUDA devices with Triton, for runs of at least 2,000 steps, which
-            earn back the minute of compiling. `cuda_graphs`: also replay a step's kernels as one CUDA graph, for small
-            networks whose steps all have one shape.
+        compile: torch.compile the network. `cuda_graphs`: also replay a pass's kernels as one CUDA graph, which saves
+            small networks the time of starting them. `auto`: on CUDA devices with Triton, for runs of at least 2,000
+            steps, which earn back the minute of compiling; with CUDA graphs unless several devices train together.
         deterministic: only kernels that give the same bits every time; slower on CUDA devices, always so on CPUs.
         sync_batchnorm: CUDA: batch-norm statistics over the batches of all devices.
         replicas: number of runs to train at once on the device, each in its own process: this seed and those after it.

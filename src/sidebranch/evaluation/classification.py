@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sidebranch.data.datasets import Dataset, Loader
+from sidebranch.device import FullBatches
 from sidebranch.errors import UserError
 from sidebranch.metrics.agreement import Agreement
 from sidebranch.metrics.answers import Answers
@@ -71,10 +72,13 @@ def evaluate(
     was_training = network.training
     network.eval()
     meter, agreement = Meter(columns_of(names), device, num_classes), Agreement(names, device)
+    full_batches = FullBatches()
     for images, labels in loader.batches():
         if not len(labels):  # this rank has no image of the last batch, or all are unreadable
             continue
-        scores = torch.stack([logits.float() for logits in network(images).logits]).log_softmax(-1)
+        with full_batches(len(labels)):
+            outputs = network(images)
+        scores = torch.stack([logits.float() for logits in outputs.logits]).log_softmax(-1)
         if len(names) > 1:
             agreement.add(scores)
             scores = torch.cat([scores, scores.logsumexp(0, keepdim=True) - math.log(len(names))])

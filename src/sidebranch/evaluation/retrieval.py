@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sidebranch.config.data import EvalConfig
 from sidebranch.data.datasets import Loader
 from sidebranch.data.sources.reid import ReIDSet
+from sidebranch.device import FullBatches
 from sidebranch.errors import UserError
 from sidebranch.metrics import People, Ranker, Ranking, distances_between
 
@@ -136,10 +137,13 @@ def _features(
     was_training = network.training
     network.eval()
     tables: dict[str, Tensor] = {"": torch.zeros(count, 1, device=device)}
+    full_batches = FullBatches()
     for images, numbers in loader.batches():
         if not len(numbers):  # this rank has no image of the last batch, or all are unreadable
             continue
-        for name, rows in zip(names, _features_of(network, images, flip), strict=True):
+        with full_batches(len(numbers)):
+            features = _features_of(network, images, flip)
+        for name, rows in zip(names, features, strict=True):
             if name not in tables:
                 tables[name] = torch.zeros(count, rows.shape[1], device=device)
             tables[name][numbers] = rows
@@ -148,14 +152,14 @@ def _features(
     return tables
 
 
-def _features_of(network: nn.Module, images: Tensor, flip: bool) -> Iterator[Tensor]:
+def _features_of(network: nn.Module, images: Tensor, flip: bool) -> list[Tensor]:
     """Every classifier's features of a batch, float32 [N, D]."""
     features = [each.float() for each in network(images).features]
     if not flip:
-        return iter(features)
+        return features
     features = [each.clone() for each in features]  # CUDA graphs reuse their outputs' memory
     mirrored = network(images.flip(-1)).features
-    return ((each + other.float()) / 2 for each, other in zip(features, mirrored, strict=True))
+    return [(each + other.float()) / 2 for each, other in zip(features, mirrored, strict=True)]
 
 
 def notes_on(people: ReIDSet) -> tuple[str, ...]:

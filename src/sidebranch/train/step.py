@@ -17,6 +17,7 @@ from sidebranch.config.schema import Config
 from sidebranch.core.model import BranchedModel, Outputs
 from sidebranch.core.objective import TEACHER
 from sidebranch.core.sampling import Draw
+from sidebranch.device import FullBatches
 from sidebranch.distributed.unused_gradients import UnusedGradients
 from sidebranch.metrics.meter import Mean, Meter
 from sidebranch.seeding import seed_of
@@ -97,6 +98,7 @@ class TrainStep:
         self.unused_gradients = UnusedGradients()
         if setup.may_skip_branches(config):
             self.unused_gradients.attach(network._forward_module)
+        self.full_batches = FullBatches()
         self.skipped = 0
         self.skipped_in = ""
 
@@ -163,7 +165,8 @@ class TrainStep:
         if count == 1 < config.data.batch_size:  # batch norm needs two images; two equal ones have the same mean loss
             images, targets, labels = (torch.cat([each, each]) for each in (images, targets, labels))
         rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))
-        outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
+        with self.full_batches(len(images)):
+            outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
         with self.fabric.autocast():  # for the outside teacher; the loss itself is in float32
             loss = self.objective(outputs, targets, mimics=draw.mimics, images=images, mimicry_scale=scale)
