@@ -8,6 +8,7 @@ import torch
 import sidebranch as sb
 from sidebranch.config.validate import ignored, validate
 from sidebranch.network import build_network, untrained
+from sidebranch.study.cells import plan
 from sidebranch.study.spec import of_papers, read_study
 from sidebranch.train.setup import build_objective, build_sampler
 
@@ -87,6 +88,19 @@ def test_every_row_has_the_papers_result():
     assert ROWS["dhm-table5: imagenet/resnet18-dhm, all with DHM"].published["top1 of b1"] == 27.626
     assert ROWS["dks-noisy: cifar10/densenet40-noisy-dks, 50 %, DKS"].published == {"top1": 16.27}
     assert [name for name, row in ROWS.items() if not row.published] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_the_papers"),
+    [
+        ([], True),
+        (["--data.root", "x", "--runtime.precision", "bf16-mixed"], True),
+        (["--optim.epochs", "34"], False),
+    ],
+)
+def test_the_papers_numbers_stand_beside_the_papers_recipes_only(tmp_path, flags, is_the_papers):
+    cells, _ = plan(read_study("dhm-table1"), tmp_path, range(1), ["cifar_resnet32"], flags)
+    assert [bool(cell.row.published) for cell in cells] == [is_the_papers] * 3
 
 
 @pytest.mark.parametrize(

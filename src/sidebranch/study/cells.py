@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from sidebranch.config import recipe
-from sidebranch.config.compare import as_dict, fingerprint
+from sidebranch.config.compare import as_dict, differences, fingerprint
 from sidebranch.config.schema import Config
 from sidebranch.errors import Notice, UserError, reason
 from sidebranch.runs.atomic_files import write_text
@@ -133,6 +133,8 @@ def plan(
     """
     rows = [(row, row.config(flags)) for row in study.rows]
     rows = [(row, config) for row, config in rows if all(each in _words(row, config) for each in only)]
+    if flags:  # the papers' numbers stand beside the papers' recipes only
+        rows = [(row if _trains_its_own(row, config) else replace(row, published={}), config) for row, config in rows]
     if not rows:
         raise UserError(f"no row of the study {study.name} has {' and '.join(only)} in its recipe, network or variant")
     known = _known(root)
@@ -151,6 +153,11 @@ def plan(
             cells.append(Cell(row, seed, own.optim.epochs, trains, RunFolder(path), root / "logs"))
             configs[path.name] = own
     return cells, configs
+
+
+def _trains_its_own(row: Row, config: Config) -> bool:
+    """Whether a config trains what its row says, on whatever hardware."""
+    return not differences(as_dict(replace(row.config(), runtime=config.runtime, seed=config.seed)), as_dict(config))
 
 
 def write_cells(root: Path, cells: Sequence[Cell], configs: dict[str, Config]) -> None:
