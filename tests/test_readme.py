@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+import timm
+from PIL import Image
 
 from sidebranch.cli import command
 from sidebranch.cli.study import split_flags
@@ -21,6 +23,12 @@ SHOWN = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for n
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", SHOWN, flags=re.DOTALL))
 def test_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "my-model" in code:
+        model = timm.create_model("resnet10t", num_classes=2)
+        timm.models.save_for_hf(
+            model, "my-model", model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
+        )
+        Image.new("RGB", (40, 30)).save("photo.jpg")
     exec(compile(code, "README.md", "exec"), {})
 
 
