@@ -22,6 +22,7 @@ from typing import Any
 import reference
 import torch
 from bench_data import data_rows, decode_rows, feature_ranking_row, ranking_row
+from bench_export import export_rows
 from our_step import OurStep, grown, network
 from timing import ceilings, in_turns, peak_mib, quartiles, seconds, speedup
 from torch import Tensor
@@ -193,7 +194,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=["steps", "loss", "data", "flags", "replicas", "decode", "ranking"],
+        choices=["steps", "loss", "data", "flags", "replicas", "decode", "ranking", "export"],
         default=[],
     )
     parser.add_argument("--models", nargs="+", choices=list(ON_CUDA), default=[], help="of the steps")
@@ -234,6 +235,10 @@ def main() -> None:
     if not options.only or "replicas" in options.only:
         keep("replicas", replica_row(device, options.seconds))
         print("replicas", found["replicas"], flush=True)
+    if not options.only or "export" in options.only:
+        keep("export", export_rows(options.seconds))
+        for row in found["export"]:
+            print("export", row, flush=True)
     if not options.only or "flags" in options.only:
         keep("flags", flag_rows(device, options.seconds))
         for row in found["flags"]:

@@ -43,6 +43,8 @@ GROUPS = {
     "tests/reid/test_retrieval.py": "people",
     "tests/reid/test_gallery.py": "people",
     "tests/deploy/test_formats.py": "exports",
+    "tests/inspect/test_page_in_a_browser.py": "pages",
+    "tests/inspect/test_report.py": "pages",
 }
 
 

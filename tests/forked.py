@@ -1,6 +1,6 @@
 """Processes forked from one that has imported torch and sidebranch, so that each starts within milliseconds.
 
-They do not have the checks of shapes that conftest.py puts around functions.
+They do not have the checks of shapes that conftest.py puts around functions, and their pages have no charts.
 """
 
 import os
@@ -15,7 +15,10 @@ from subprocess import PIPE
 from sidebranch.cli import main
 
 FORKING = get_context("forkserver")
-FORKING.set_forkserver_preload(["torch", "timm", "torchvision", "lightning.fabric", "sidebranch.train.loop"])
+PRELOAD = (
+    "torch timm torchvision lightning.fabric sidebranch.train.loop pandas sklearn.datasets altair jinja2 cheap_pages"
+)
+FORKING.set_forkserver_preload(PRELOAD.split())
 SECONDS = 240  # that a job may take
 
 

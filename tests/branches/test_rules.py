@@ -138,7 +138,10 @@ def test_narrow_and_shallow_blocks_at_any_fork(name, forks, kind):
     [
         (lambda: block_branch(timm.create_model("cifar_resnet20"), "b1", "layer3", "narrow"), "'layer3' is no fork"),
         (lambda: block_branch(timm.create_model("cifar_resnet20"), "b1", "layer1", "thin"), "narrow, shallow"),
-        (lambda: block_branch(timm.create_model("vgg11"), "b1", "features.3", "narrow"), "VGG is none of them"),
+        (
+            lambda: block_branch(timm.create_model("vgg11"), "b1", "features.3", "narrow"),
+            "VGG is none of them",
+        ),
     ],
 )
 def test_block_branches_that_cannot_be_built(call, message):

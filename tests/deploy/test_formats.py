@@ -1,7 +1,7 @@
 """What leaves is what was trained: each format is read back by its own runtime in a process of its own."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from sidebranch.config.data import DataConfig
 from sidebranch.config.method import ModelConfig
 from sidebranch.config.schema import Config, OptimConfig, RuntimeConfig
 from sidebranch.deploy import ship as shipping
-from sidebranch.deploy.formats import WRITERS
+from sidebranch.deploy.formats import ABOUT, WRITERS
+from sidebranch.deploy.run_exits import EarlyExit as RunExits
 from sidebranch.deploy.ship import export
 from sidebranch.deploy.shipped import ship, validation_images
 from sidebranch.runs.folder import RunFolder
@@ -80,35 +81,46 @@ def test_images_are_taken_from_all_over_the_validation_set(run):
     assert set(labels.tolist()) == set(range(10))
 
 
-@pytest.mark.parametrize("measure", ["confidence", "margin", "agreement"])
-def test_early_exit_leaves_as_a_file_an_exit_and_a_runner(run, tmp_path, measure):
+def policy_of(measure, logits):
+    """Exits from which about half of the images leave."""
+    exits, options = ["b2", "main", "b1"], {"measure": measure, "averaged": measure == "confidence"}
+    rule = sb.ExitPolicy(exits=exits, temperatures={"b2": 1.7, "main": 0.8}, **options)
+    seen = [logits[name].softmax(-1) for name in exits]
+    sure = [float(rule.answer(torch.stack(seen[:count]))[1].quantile(0.5)) for count in (1, 2)]
+    return replace(rule, thresholds=dict(zip(exits, sure, strict=False)))
+
+
+def test_early_exit_leaves_as_a_file_an_exit_and_a_runner(run, tmp_path):
     whole = ship(run, "last", "ensemble")
     images, _ = validation_images(whole.dataset, 100)
-    policy = {
-        "exits": ["b2", "main", "b1"],
-        "temperatures": {"b2": 1.7, "main": 0.8},
-        "measure": measure,
-        "averaged": measure == "confidence",
-    }
     with torch.no_grad():
         outputs = whole.network(images)
-    seen = [outputs.logits[outputs.names.index(name)].softmax(-1) for name in policy["exits"]]
-    rule = sb.ExitPolicy(**policy)
-    sure = [rule.answer(torch.stack(seen[:count]))[1].median() for count in (1, 2)]
-    policy["thresholds"] = {name: float(each) for name, each in zip(policy["exits"], sure, strict=False)}
-    run.write_early_exit({"chosen": {"policy": policy}})
+    logits = dict(zip(outputs.names, outputs.logits, strict=True))
+    policy = policy_of("confidence", logits)
+    run.write_early_exit({"chosen": {"policy": asdict(policy)}})
     shipped = ship(run, "last", "early_exit")
     found = export(shipped, "onnx", tmp_path / "out", {"main": 50.0}, {})
     assert found.difference < 1e-5
     assert found.before == found.after
     names = {each.name for each in (tmp_path / "out").iterdir()}
     assert names >= {"exit0-b2.onnx", "exit1-main.onnx", "exit2-b1.onnx", "run.py", "README.md"}
-    taken = shipped.module(images).exits
-    assert len(taken.unique()) > 1
-    assert torch.equal(taken, shipped.answers(images).exits)
+    assert torch.equal(shipped.module(images).exits, shipped.answers(images).exits)
     assert found.macs == round(shipped.module.macs(shipped.module(images)))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "b2, then main, then b1" in card
+
+    about = json.loads((tmp_path / "out" / ABOUT).read_text())
+    for measure in ("margin", "agreement"):
+        policy = policy_of(measure, logits)
+        about["early_exit"] |= {"measure": measure, "averaged": False}
+        for each in about["early_exit"]["exits"]:
+            each["threshold"] = policy.thresholds.get(each["classifier"], 0.0)
+        (tmp_path / "out" / ABOUT).write_text(json.dumps(about))
+        probabilities, exits = RunExits(tmp_path / "out", providers=["CPUExecutionProvider"])(images.numpy())
+        wanted = sb.EarlyExit(whole.network, policy, input_size=shipped.size).eval()(images)
+        assert len(wanted.exits.unique()) > 1
+        np.testing.assert_array_equal(exits, wanted.exits)
+        np.testing.assert_allclose(probabilities, wanted.probabilities, atol=1e-5)
 
 
 def test_early_exit_that_was_not_chosen_says_how(run):

@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 import yaml
-from sampled import one_in_three
+from sampled import one_in
 
 from sidebranch.cli import main
 from sidebranch.config.compare import as_dict
@@ -142,14 +142,14 @@ def attempt(tmp_path, capsys, key, value):
     return message
 
 
-@pytest.mark.parametrize("key", one_in_three(FIELDS))
+@pytest.mark.parametrize("key", one_in(3, FIELDS))
 def test_a_field_of_another_type(tmp_path, capsys, key):
     wrong = "text" if isinstance(FIELDS[key], dict) else {"wrong": [1]}
     message = attempt(tmp_path, capsys, key, wrong)
     assert key.rpartition(".")[2] in message
 
 
-@pytest.mark.parametrize("key", one_in_three(BEYOND))
+@pytest.mark.parametrize("key", one_in(3, BEYOND))
 def test_a_field_beyond_its_range(tmp_path, capsys, key):
     message = attempt(tmp_path, capsys, key, BEYOND[key])
     value = BEYOND[key]

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from sampled import one_in_three
+from sampled import one_in
 from undisturbed_runs import assert_same, outcome
 
 from sidebranch.runs.folder import RunFolder
@@ -11,7 +11,7 @@ from sidebranch.runs.folder import RunFolder
 TRIALS = 18
 
 
-@pytest.mark.parametrize("trial", one_in_three(range(TRIALS)))
+@pytest.mark.parametrize("trial", one_in(6, range(TRIALS)))
 def test_a_disk_that_fills(trainer, undisturbed, tmp_path, trial):
     config, expected, _ = undisturbed["digits"]
     draw = random.Random(trial)

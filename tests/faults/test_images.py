@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sampled import one_in_three
+from sampled import one_in
 
 import sidebranch as sb
 from sidebranch.data.augmentation.crops import FolderTransform
@@ -142,7 +142,7 @@ def loader(root, backend, **options):
 
 
 @pytest.mark.parametrize("backend", LOADERS)
-@pytest.mark.parametrize("kind", one_in_three(GOOD))
+@pytest.mark.parametrize("kind", one_in(3, GOOD))
 def test_an_unusual_image_is_trained_on(photos, place, kind, backend):
     GOOD[kind](place)
     batches = list(loader(photos, backend).batches())
@@ -151,7 +151,7 @@ def test_an_unusual_image_is_trained_on(photos, place, kind, backend):
 
 
 @pytest.mark.parametrize("backend", LOADERS)
-@pytest.mark.parametrize("kind", one_in_three(BAD))
+@pytest.mark.parametrize("kind", one_in(3, BAD))
 def test_a_bad_image_is_named_or_left_out(photos, place, kind, backend):
     BAD[kind](place)
     with pytest.raises(sb.UserError, match=r"cannot read the image '.*bee/2\.png'; remove it, or pass"):

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from sampled import one_in_three
+from sampled import one_in
 
 from sidebranch.cli import main
 
@@ -19,7 +19,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("kind", one_in_three(NAMES))
+@pytest.mark.parametrize("kind", one_in(3, NAMES))
 def test_the_whole_way(photos, tmp_path, monkeypatch, capsys, kind):
     name = NAMES[kind]
     home = tmp_path / name

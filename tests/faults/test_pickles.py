@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from sampled import one_in_three
+from sampled import one_in
 
 from sidebranch.cli import main
 from sidebranch.runs.folder import RunFolder
@@ -74,7 +74,7 @@ def refused(capsys, *arguments):
     assert len(message) == 1, message
 
 
-@pytest.mark.parametrize("how", one_in_three(WRITERS))
+@pytest.mark.parametrize("how", one_in(3, WRITERS))
 class TestRefused:
     def test_to_resume(self, run, bomb, how, capsys):
         WRITERS[how](bomb, run.last)

@@ -55,6 +55,12 @@ def spec(tmp_path, monkeypatch):
     return "mine.yaml"
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """The page is another test's."""
+    monkeypatch.setattr("sidebranch.inspect.report.write_report", lambda *arguments, **more: None)
+
+
 def cells_of(spec, root="studies/mine", flags=QUICK, seeds=2, only=()):
     return plan(read_study(spec), Path(root), range(seeds), only, flags)[0]
 
@@ -115,6 +121,7 @@ def test_equal_fingerprints_are_no_differences():
     assert fingerprint(older) == fingerprint(as_dict(one))
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_failed_cell_stays_and_is_retried(spec, capsys):
     Path("mine.yaml").write_text(SPEC.replace("[b1]", "[b9]"))
     assert main(["study", spec, *QUICK]) == 1
@@ -128,6 +135,7 @@ def test_a_failed_cell_stays_and_is_retried(spec, capsys):
     assert main(["study", spec, "--retry", *QUICK]) == 0
 
 
+@pytest.mark.usefixtures("no_page")
 def test_finished_runs_are_adopted(spec, capsys):
     recipe_flags = ["digits/demo", "--method", "baseline", *QUICK]
     assert main(["train", *recipe_flags, "--output", "runs/a"]) == 0

@@ -57,7 +57,9 @@ def test_parameter_counts(name):
     assert net.names == ("main", "b1", "b2")
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    "name", [name for name, (main, _) in COUNTS.items() if main < 30_000_000 and "1202" not in name]
+)
 def test_forward_and_backward_at_a_tiny_input(name):
     net = sb.attach(timm.create_model(name, num_classes=5))
     side = 32 if name in IMAGENET or name == "reid_mobilenet" else 8
