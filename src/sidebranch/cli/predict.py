@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
                     photos.append(Explained(path, batch.thumbs[place], opinions))
         write("", {})
     if options.explain:
-        write_page(photos, Path(options.explain), f"{Path(options.model).name}: {len(photos):,} photographs")
+        write_page(photos, Path(options.explain), f"What {Path(options.model).resolve().name} says")
         print(f"the page: {options.explain}", file=sys.stderr)
     return report_skipped(skipped, len(paths))
 

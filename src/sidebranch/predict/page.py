@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,12 @@ def write_page(photos: Sequence[Explained], path: Path, title: str) -> None:
     rooms = ChoiceLoader([PackageLoader("sidebranch.predict", "."), PackageLoader("sidebranch.inspect", ".")])
     page = Environment(loader=rooms, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     ordered = sorted(photos, key=lambda each: (-each.answers, each.opinions[0].probability))
+    folders = {os.path.dirname(each.path) for each in photos}
+    common = os.path.commonpath(folders) if len(folders) == 1 or all(map(os.path.isabs, folders)) else ""
     text = page.get_template("opinions.html.j2").render(
         title=title,
         photos=ordered[:MOST],
+        folder=common,
         count=len(photos),
         differing=sum(each.answers > 1 for each in photos),
         has_several=any(len(each.opinions) > 1 for each in photos),
