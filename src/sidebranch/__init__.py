@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         dks,
         dsl,
         kd,
+        mean_teacher,
     )
     from sidebranch.errors import UserError
     from sidebranch.zoo import block_branch, load_reference
@@ -84,6 +85,7 @@ __all__ = [
     "kd",
     "last_stride_one",
     "load_reference",
+    "mean_teacher",
     "movable",
     "pooled_head",
     "small_input",
@@ -125,6 +127,7 @@ _MODULES = {
         "dks",
         "dsl",
         "kd",
+        "mean_teacher",
     ),
     "errors": ("UserError",),
     "zoo": ("block_branch", "load_reference"),

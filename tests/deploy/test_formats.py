@@ -177,6 +177,7 @@ def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch):
 
 
 def test_the_command_says_what_it_found_and_what_is_wrong(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         shipping, "_compare", lambda shipped, *_: shipping.Comparison(9, 0, 100, 1, 1, 1, 1, 1, {"1": 1, "32": 2})
     )

@@ -58,6 +58,7 @@ BEYOND = {
     "data.val_limit": 10**6,
     "data.padding": -1,
     "data.padding_mode": "white",
+    "objective.average": 1.0,
     "data.corrupt_rate": 2.0,
     "data.corrupt_mode": "all",
     "data.image_size": 0,
@@ -123,6 +124,7 @@ def test_no_field_is_forgotten():
     may_be_anything = {"about", "name", "differs", "published.table", "published.results", "data.root"}
     may_be_anything |= {f"teacher.{name}" for name in ("run", "model", "weights", "sha256")}  # read by method kd only
     may_be_anything |= {"model.weights", "model.sha256"}  # a path of the user's, read when training starts
+    may_be_anything |= {"objective.teachers"}  # their names are the network's
     may_be_anything |= {"sampling.sets"}  # without effect unless sampling is categorical
     switches = {key for key, value in FIELDS.items() if isinstance(value, bool)}
     assert set(FIELDS) == set(BEYOND) | may_be_anything | switches

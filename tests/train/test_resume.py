@@ -37,6 +37,10 @@ VARIANTS = {
         "sampling": {"roots": {"b1": [0.5, 0.25, 0.25]}, "per": "step"},
         "optim": {"new_layers_epochs": 1},
     },
+    "the network's moving average teaches": {
+        "objective": {"teachers": ["average", "average.b1"], "temperature": 3.0, "average": 0.9},
+        "sampling": {"kind": "bernoulli", "drops": "branch", "per": "step"},
+    },
     "mixing, pieces, LAMB, vectors that do not decay": {
         "data": {"mixup": 0.2, "cutmix": 1.0},
         "objective": {"label_smoothing": 0.1},
@@ -58,9 +62,11 @@ def test_resume_is_bit_identical(digits_config, folder, tmp_path, variant, done)
     rows = train(config, folder, resume=True)
     assert timeless(rows) == timeless(expected)
     assert_same(weights(folder), weights(complete))
-    ema = [checkpoint.load(each.last)["ema"] for each in (folder, complete)]
-    if ema[0] is not None:
-        assert_same(*ema)
+    for kind in ("ema", "average"):
+        averages = [checkpoint.load(each.last)[kind] for each in (folder, complete)]
+        if averages[0] is not None:
+            assert_same(*averages)
+    assert (averages[0] is not None) == bool(config.objective.teachers)
     assert folder.metrics.read_text().count("\n") == 3
 
 

@@ -100,6 +100,10 @@ class ObjectiveConfig:
             teacher of method kd is the last row, or `teacher`.
         direction: who teaches whom in dks and dhm, if mimicry is one weight: `both`; `top_down`, only the deeper
             teaches; `bottom_up`, only the shallower.
+        teachers: dks, dhm: further teachers of every classifier: `average`, the moving average of the network, by the
+            mean probability of its classifiers; `average.main`, `average.b1`, ..., one of them. They take one more
+            forward pass a step.
+        average: decay of the moving average that teaches, unless optim.ema keeps one anyway.
         mimicry_ramp: epochs over which the weight of mimicry rises linearly from 0.
         temperature: of teachers and students in the mimicry terms.
         label_smoothing: share of the label's probability that is spread evenly over all classes.
@@ -111,6 +115,8 @@ class ObjectiveConfig:
     supervision: tuple[float, ...] | dict[str, float] = ()
     mimicry: float | tuple[tuple[float, ...], ...] | dict[str, float] = 1.0
     direction: Literal["both", "top_down", "bottom_up"] = "both"
+    teachers: tuple[str, ...] = ()
+    average: float = 0.99
     mimicry_ramp: int = 0
     temperature: float = 1.0
     label_smoothing: float = 0.0
@@ -121,6 +127,7 @@ class ObjectiveConfig:
         check_ranges(
             self,
             "objective",
+            average=BELOW_1,
             mimicry_ramp=AT_LEAST_0,
             temperature=ABOVE_0,
             label_smoothing=BELOW_1,

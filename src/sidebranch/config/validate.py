@@ -139,6 +139,8 @@ def ignored(config: Config) -> list[str]:
         (config.method in ("baseline", "dsl"), f"method {config.method}", _MIMICRY),
         (config.method == "baseline", "method baseline", ("objective.supervision",)),
         (config.method != "kd", f"method {config.method}", ("teacher.",)),
+        (config.method == "kd", "method kd", _TEACHERS),
+        (not config.objective.teachers, "objective.teachers []", ("objective.average",)),
         (config.method == "kd" or has_pairs, "weights of their own", ("objective.direction",)),
         (bool(branches.use or branches.only), "branches.use or only", ("branches.count",)),
         (sampling.kind != "bernoulli", f"sampling.kind {sampling.kind}", ("sampling.p",)),
@@ -175,6 +177,7 @@ def ignored(config: Config) -> list[str]:
     return list(lines.values())
 
 
+_TEACHERS = ("objective.teachers", "objective.average")
 _FOLDER = ("data.eval_size", "data.scale", "data.squash", "data.interpolation", "data.policy")
 _PHASES = ("branches.start_epoch", "branches.stop_epoch", "branches.roots")
-_MIMICRY = ("objective.direction", "objective.mimicry", "objective.mimicry_ramp", "objective.temperature")
+_MIMICRY = ("objective.direction", "objective.mimicry", "objective.mimicry_ramp", "objective.temperature", *_TEACHERS)

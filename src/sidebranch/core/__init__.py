@@ -2,8 +2,9 @@
 
 from sidebranch.core.ensemble import Ensemble
 from sidebranch.core.exits import ExitPolicy
+from sidebranch.core.methods import baseline, dhm, dks, dsl, kd, mean_teacher
 from sidebranch.core.model import BranchedModel, Outputs, SideBranch
-from sidebranch.core.objective import Loss, Objective, baseline, dhm, dks, dsl, kd
+from sidebranch.core.objective import Loss, Objective
 from sidebranch.core.sampling import Bernoulli, Categorical, Draw, Fixed, MovingRoots
 from sidebranch.core.triplet import TripletLoss
 
@@ -26,4 +27,5 @@ __all__ = [
     "dks",
     "dsl",
     "kd",
+    "mean_teacher",
 ]

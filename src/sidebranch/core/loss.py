@@ -26,8 +26,9 @@ class FusedLoss(torch.autograd.Function):
 
     supervision [C] and mimicry [P, C] are constants on the logits' device, in the precision of the computation; mimicry
     is None if nobody teaches. targets: [N] int64 class indices or [N, K] probabilities. outside: the probabilities
-    [N, K] of an outside teacher, or None. logits: main's [N, K] and the branches' [n, K], n <= N; mimicry uses the
-    first n rows. labels [C] and pairs [P, C] are the unweighted terms; only total has a gradient.
+    [N, T, K] of the T further teachers, the last rows of mimicry, or None. logits: main's [N, K] and the branches'
+    [n, K], n <= N; mimicry uses the first n rows. labels [C] and pairs [P, C] are the unweighted terms; only total has
+    a gradient.
     """
 
     @staticmethod
@@ -98,7 +99,7 @@ def _sweep(
                 teachers, log_sums = _softmax(scores)
             pairs[:live] += _contracted(teachers, scores) - log_sums.sum(0)
             if outside is not None:
-                beyond = outside[start:stop, None].to(supervision.dtype)
+                beyond = outside[start:stop].to(supervision.dtype)
                 pairs[live:] += _contracted(beyond, scores) - log_sums.sum(0)
         if not with_gradient:
             continue

@@ -5,8 +5,12 @@ Every method is a choice of two arrays over the C classifiers of a network, main
     L = sum_c supervision[c] H(y, f_c) + T^2 sum_{p != q} mimicry[p, q] H(sg f_p, f_q)
 
 Baseline, deep supervision, DKS (Sun et al. 2019, Eq. 4) and DHM (Li & Chen 2020, Eqs. 6-9) differ in these arrays
-alone. `f_c` is the softmax of classifier c's logits, `sg` the stop-gradient, H the cross-entropy in nats. An outside
-teacher (knowledge distillation) is one more row of `mimicry`.
+alone. `f_c` is the softmax of classifier c's logits, `sg` the stop-gradient, H the cross-entropy in nats. Every
+further teacher is one more row of `mimicry`: an outside network (knowledge distillation), or any that a loop has logits
+of, such as the moving average of the network itself. The named methods are in `methods.py`.
+
+The mimicry term is linear in its teacher: to learn from the mean of all classifiers' probabilities is DHM with another
+weight. Only teachers that are no such mean differ: another temperature, a moving average, a mean of logits.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +31,11 @@ from sidebranch.errors import UserError, nearest
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Direction = Literal["both", "top_down", "bottom_up"]
 Vector = tuple[float, ...]
 Matrix = tuple[Vector, ...]
 Supervision = Sequence[float] | Mapping[str, float] | Callable[[int], Sequence[float]]
 Mimicry = Sequence[Sequence[float]] | Mapping[str, float] | Callable[[int], Sequence[Sequence[float]]]
+Taught: TypeAlias = "Tensor | Sequence[Tensor]"  # logits [N, K] of a teacher, or of several that teach together
 TEACHER = "teacher"  # the outside teacher's name in pairs
 
 
@@ -71,11 +75,12 @@ class Objective(nn.Module):
         supervision: [C] weights of the labels, lambda in DHM's Eq. 8; or a mapping of names, `{"main": 1, "b1": 0.5}`,
             the others 0; or a function from C to the weights.
         mimicry: [C, C] weights, mu in DHM's Eq. 9: entry [p, q] is how much p teaches q, and the diagonal is ignored;
-            or a mapping of pairs, `{"b1->main": 1}`, the others 0; or a function from C to the weights. With `teacher`,
-            [C + 1, C], and its name in pairs is "teacher".
+            or a mapping of pairs, `{"b1->main": 1}`, the others 0; or a function from C to the weights. Further
+            teachers are further rows, `teachers` first; the outside network's name in pairs is "teacher".
         temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
         teacher: an outside network, images to logits. The objective keeps a frozen copy in eval mode, which follows
             `.to()` and stays out of `state_dict()`. Calls then need `images`.
+        teachers: names of further teachers, whose logits every call is given as `taught`.
 
     Differs: the papers' code minimises KL(f_p || f_q), which is H(f_p, f_q) less the teacher's entropy: another value,
     the same gradient. It adds 1e-8 to probabilities, which float32 log-softmax does not need.
@@ -87,6 +92,7 @@ class Objective(nn.Module):
         mimicry: Mimicry,
         temperature: float = 1.0,
         teacher: nn.Module | None = None,
+        teachers: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -94,6 +100,7 @@ class Objective(nn.Module):
         self.supervision = supervision
         self.mimicry = mimicry
         self.temperature = float(temperature)
+        self.teachers = tuple(teachers)
         # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
         self._teachers = () if teacher is None else (copy.deepcopy(teacher).eval().requires_grad_(False),)
 
@@ -111,7 +118,7 @@ class Objective(nn.Module):
     def arrays(self, names: Sequence[str]) -> tuple[Vector, Matrix]:
         """The two arrays for a network with these classifiers; the mimicry's diagonal set to zero."""
         count = len(names)
-        teachers = (*names, TEACHER) if self.teacher is not None else tuple(names)
+        teachers = (*names, *self.teachers, *((TEACHER,) if self.teacher is not None else ()))
         rows = len(teachers)
         supervision = _vector(self.supervision, names)
         mimicry = _matrix(self.mimicry, teachers, names)
@@ -131,6 +138,7 @@ class Objective(nn.Module):
         mimics: Sequence[str] | None = None,
         images: Tensor | None = None,
         mimicry_scale: float = 1.0,
+        taught: Mapping[str, Taught] | None = None,
     ) -> Loss:
         """The loss of one batch. Never waits for the device.
 
@@ -142,9 +150,11 @@ class Objective(nn.Module):
             mimics: classifiers that teach and learn from one another in this step (Phi in DHM's Eq. 6); all if None.
             images: [N, ...], for the outside teacher if there is one.
             mimicry_scale: factor of all mimicry terms, for a ramp over training.
+            taught: further teacher to its logits, [N, K], or to those of several, [N, K] each, whose mean probability
+                teaches. Their gradient is not taken.
 
         Raises:
-            UserError: shapes or dtypes do not fit, a name is unknown, or `images` are missing.
+            UserError: shapes or dtypes do not fit, a name is unknown, or `images` or `taught` are missing.
         """
         names, logits = outputs.names, outputs.logits
         _check(names, logits, targets)
@@ -154,7 +164,7 @@ class Objective(nn.Module):
             if name not in outputs.network:
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
         device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
-        outside = self._outside(images)
+        outside = self._outside(images, taught or {}, logits[0].shape)
         is_meta = device.type == "meta"  # it has no autocast
         with nullcontext() if is_meta else torch.autocast(device.type, enabled=False):
             total, labels, pairs = FusedLoss.apply(  # pyright: ignore[reportGeneralTypeIssues] (autograd's own protocol)
@@ -168,72 +178,31 @@ class Objective(nn.Module):
             )
         return Loss(total, labels, pairs)
 
-    def _outside(self, images: Tensor | None) -> Tensor | None:
-        """The outside teacher's probabilities, [N, K], if there is one."""
-        if self.teacher is None:
-            return None
-        if images is None:
-            raise UserError(
-                "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
-            )
-        with torch.no_grad():
-            logits = self.teacher(images)
-            return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature).softmax(-1)
+    def _outside(self, images: Tensor | None, taught: Mapping[str, Taught], shape: torch.Size) -> Tensor | None:
+        """The further teachers' probabilities, [N, T, K], if there are any."""
+        found = []
+        for name in self.teachers:
+            if name not in taught:
+                raise UserError(f"this objective learns from '{name}': call it with taught={{'{name}': logits}}")
+            given = taught[name]
+            found.append([given] if isinstance(given, Tensor) else list(given))
+            if not found[-1] or any(each.shape != shape for each in found[-1]):
+                shapes = [list(each.shape) for each in found[-1]]
+                raise UserError(f"the teacher '{name}' has logits of shape {shapes}; main has {list(shape)}")
+        if self.teacher is not None:
+            if images is None:
+                raise UserError(
+                    "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
+                )
+            with torch.no_grad():
+                found.append([self.teacher(images)])
+        return torch.stack([self._softened(each) for each in found], 1) if found else None
 
-
-def baseline() -> Objective:
-    """The main classifier learns from the labels; nothing else."""
-    return Objective(_main_only, partial(_pairs, direction="both", weight=0.0))
-
-
-def dsl() -> Objective:
-    """Deep supervision: every classifier learns from the labels (Lee et al. 2015; Sun et al. 2019, Eq. 2)."""
-    return Objective(_everyone, partial(_pairs, direction="both", weight=0.0))
-
-
-def dks(direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0) -> Objective:
-    """Deeply-supervised Knowledge Synergy: every classifier also teaches every other (Sun et al. 2019, Eq. 4).
-
-    Args:
-        direction: "both"; "top_down", only the deeper teaches; "bottom_up", only the shallower teaches.
-        weight: of every mimicry term; 1 in the papers.
-        temperature: 1 in the papers.
-    """
-    if direction not in ("both", "top_down", "bottom_up"):
-        raise UserError(f"the direction is '{direction}'; choose from: both, top_down, bottom_up")
-    return Objective(_everyone, partial(_pairs, direction=direction, weight=weight), temperature)
-
-
-def dhm(direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0) -> Objective:
-    """Dynamic Hierarchical Mimicking: DKS's arrays, masked by a draw at each epoch or step (Li & Chen 2020, Eqs. 6-9).
-
-    The draw comes from a sampler (`sb.Bernoulli`, `sb.Categorical`) and is passed as `mimics`. In the paper's main
-    experiments every classifier always takes part: there DHM and DKS are the same loss.
-    """
-    return dks(direction, weight, temperature)
-
-
-def kd(
-    teacher: nn.Module,
-    students: Literal["main", "branches", "all"] = "main",
-    *,
-    deep_supervision: bool = False,
-    weight: float = 1.0,
-    temperature: float = 1.0,
-) -> Objective:
-    """Knowledge distillation from an outside, frozen teacher (Hinton et al. 2015; the rows of DKS's Table 6).
-
-    Args:
-        teacher: images to logits over the same classes.
-        students: who mimics the teacher.
-        deep_supervision: whether the branches learn from the labels too ("+DS").
-        weight: of every student's mimicry.
-        temperature: T; DKS tried 1, 2, 5, 10 and 20.
-    """
-    if students not in ("main", "branches", "all"):
-        raise UserError(f"the students are '{students}'; choose from: main, branches, all")
-    labels = _everyone if deep_supervision else _main_only
-    return Objective(labels, partial(_outside_row, students=students, weight=weight), temperature, teacher)
+    @torch.no_grad()
+    def _softened(self, logits: Sequence[Tensor]) -> Tensor:
+        """The mean probability at this temperature, [N, K]."""
+        precise = [each.to(torch.promote_types(each.dtype, torch.float32)) / self.temperature for each in logits]
+        return torch.stack([each.softmax(-1) for each in precise]).mean(0)
 
 
 def _vector(weights: Supervision, names: Sequence[str]) -> Sequence[float]:
@@ -256,25 +225,6 @@ def _matrix(weights: Mimicry, teachers: Sequence[str], students: Sequence[str]) 
             raise UserError(f"mimicry names no pair '{pair}', teacher->student; {nearest(pair, pairs)}")
     known = {pair.replace(" ", ""): weight for pair, weight in weights.items()}
     return [[known.get(f"{p}->{q}", 0.0) for q in students] for p in teachers]
-
-
-def _everyone(count: int) -> Vector:
-    return (1.0,) * count
-
-
-def _main_only(count: int) -> Vector:
-    return (1.0,) + (0.0,) * (count - 1)
-
-
-def _pairs(count: int, direction: Direction, weight: float) -> Matrix:
-    """Main is classifier 0 and the deepest, so the deeper of a pair has the smaller index."""
-    teaches = {"both": lambda p, q: p != q, "top_down": lambda p, q: p < q, "bottom_up": lambda p, q: p > q}[direction]
-    return tuple(tuple(weight * teaches(p, q) for q in range(count)) for p in range(count))
-
-
-def _outside_row(count: int, students: str, weight: float) -> Matrix:
-    row = tuple(weight * (students == "all" or (q == 0) == (students == "main")) for q in range(count))
-    return (*(((0.0,) * count,) * count), row)
 
 
 def _masked(

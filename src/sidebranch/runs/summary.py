@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from sidebranch.config.schema import Config, OptimConfig
+from sidebranch.config.schema import Config
 from sidebranch.core.model import BranchedModel
 from sidebranch.device import Choices
 
@@ -16,11 +16,12 @@ def parameters(net: BranchedModel) -> dict[str, int]:
     return {"shipped": shipped, "training": sum(each.numel() for each in net.parameters())}
 
 
-def checkpoint_bytes(config: OptimConfig, net: BranchedModel) -> int:
+def checkpoint_bytes(config: Config, net: BranchedModel) -> int:
     """Upper bound of a checkpoint's size: weights, the optimiser's copies of them, and the moving average."""
+    optim = config.optim
     weights = sum(each.nbytes for each in net.state_dict().values())
-    copies = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}[config.name] + config.amsgrad
-    return weights * (1 + copies + bool(config.ema))
+    copies = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}[optim.name] + optim.amsgrad
+    return weights * (1 + copies + bool(optim.ema or config.objective.teachers))
 
 
 def summary(config: Config, net: BranchedModel, device: str, processes: int, choices: Choices, root: Path) -> str:

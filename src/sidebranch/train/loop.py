@@ -102,6 +102,7 @@ class _Run:
             network,
             optimizer,  # pyright: ignore[reportArgumentType] (one in, one out)
             self.networks.ema,
+            self.networks.average,
             shape=self.dataset.shape,
             train_images=self.dataset.epoch_images,
             num_classes=len(self.dataset.classes),
@@ -160,7 +161,7 @@ class _Run:
         if self.fabric.is_global_zero:
             self.folder.write_config(recipe.dump(self.config))
             self.folder.write_classes(self.dataset.classes)
-            self.folder.need_room(checkpoint_bytes(self.config.optim, inner))
+            self.folder.need_room(checkpoint_bytes(self.config, inner))
             self.folder.write_environment(
                 self.fabric.device,
                 choices=asdict(self.choices),
@@ -287,7 +288,7 @@ class _Run:
     def _end_epoch(self, images_per_second: float) -> None:
         progress, inner = self.state.progress, self.networks.inner
         row = self._training_row(images_per_second)
-        share_buffers(self.fabric, inner, *([] if self.networks.ema is None else [self.networks.evaluated]))
+        share_buffers(self.fabric, inner, *(each.module for each in self.train_step.averages))
         errors, agreement = self._evaluate()
         for name, values in errors.items():
             if not all(map(math.isfinite, values.values())):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sidebranch.config.method import ObjectiveConfig, SamplingConfig
 from sidebranch.config.schema import Config
 from sidebranch.config.validate import ignored
-from sidebranch.core import objective as objectives
+from sidebranch.core import methods
 from sidebranch.core.model import BranchedModel, Outputs
 from sidebranch.core.objective import Objective
 from sidebranch.core.sampling import Bernoulli, Categorical, Fixed, MovingRoots, Sampler
@@ -40,15 +40,15 @@ def build_objective(config: Config, teacher: nn.Module | None = None) -> Objecti
     options = config.objective
     weight, pairs = (options.mimicry, None) if isinstance(options.mimicry, (int, float)) else (1.0, options.mimicry)
     if config.method == "baseline":
-        return objectives.baseline()
+        return methods.baseline()
     if config.method == "dsl":
-        made = objectives.dsl()
+        made = methods.dsl()
     elif config.method == "kd":
         assert teacher is not None
         students, labels = config.teacher.students, config.teacher.deep_supervision
-        made = objectives.kd(teacher, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
+        made = methods.kd(teacher, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
     else:
-        made = objectives.dhm(options.direction, weight, options.temperature)
+        made = methods.dhm(options.direction, weight, options.temperature, teachers=options.teachers)
     if options.supervision:
         made.supervision = options.supervision
     if pairs is not None and config.method != "dsl":
@@ -100,12 +100,14 @@ class Networks:
 
     Attributes:
         inner: the network that trains.
-        ema: the moving average of its weights, or None.
+        ema: the moving average of its weights that is evaluated and ships, or None.
+        average: the moving average that teaches, or None; `ema`, if there is one.
         notes: requests for automatic branches that could not be met.
     """
 
     inner: BranchedModel
     ema: ModelEmaV3 | None
+    average: ModelEmaV3 | None
     notes: tuple[str, ...]
 
     @property
@@ -140,12 +142,16 @@ def build_networks(config: Config, dataset: Dataset, fabric: Fabric, choices: Ch
     for shape in dict.fromkeys((dataset.shape, dataset.eval_shape)):
         try_out(inner, shape, fabric.device, config.model.name)
     decay = config.optim.ema
-    ema = ModelEmaV3(inner, decay=decay, use_warmup=True) if decay else None
+    ema = average = ModelEmaV3(inner, decay=decay, use_warmup=True) if decay else None
+    if not config.objective.teachers:
+        average = None
+    elif average is None:
+        average = ModelEmaV3(inner, decay=config.objective.average, use_warmup=True)
     if config.runtime.checkpoint_activations:
         checkpoint_activations(inner, dataset.shape)
-    for each in [inner] if ema is None else [inner, ema.module]:
+    for each in dict.fromkeys((inner, *(each.module for each in (ema, average) if each is not None))):
         compile_network(each, choices.compile)
-    return Networks(inner, ema, tuple(str(each.message) for each in caught))
+    return Networks(inner, ema, average, tuple(str(each.message) for each in caught))
 
 
 def teacher_on_device(config: Config, dataset: Dataset, fabric: Fabric, choices: Choices) -> nn.Module | None:

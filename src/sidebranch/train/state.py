@@ -86,6 +86,8 @@ class State:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.networks.ema is not None:
             self.networks.ema.module.load_state_dict(state["ema"])
+        if self.networks.average is not None and self.networks.ema is None:
+            self.networks.average.module.load_state_dict(state["average"])
         count = self.facts["train_images"]
         if state["train_images"] != count:
             raise UserError(
@@ -104,7 +106,7 @@ class State:
                 self.train_step.objective_mean.sums.copy_(state["objective"])
 
     def _as_dict(self) -> dict[str, Any]:
-        progress, ema = self.progress, self.networks.ema
+        progress, ema, average = self.progress, self.networks.ema, self.networks.average
         return {
             "config": as_dict(self.config),
             **self.facts,
@@ -121,6 +123,7 @@ class State:
             "model": self.networks.inner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if ema is None else ema.module.state_dict(),
+            "average": None if average is None or average is ema else average.module.state_dict(),
         }
 
     def save(self, *afterwards: Callable[[], object]) -> None:

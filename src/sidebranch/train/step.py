@@ -22,6 +22,7 @@ from sidebranch.distributed.unused_gradients import UnusedGradients
 from sidebranch.metrics.meter import Mean, Meter
 from sidebranch.seeding import seed_of
 from sidebranch.train import setup
+from sidebranch.train.average import AverageTeacher
 from sidebranch.train.finiteness import Finiteness, first_not_finite
 from sidebranch.train.schedule import learning_rate, mimicry_scale
 from sidebranch.train.targets import mixing, soft_targets
@@ -57,6 +58,7 @@ class TrainStep:
         network: `inner`, wrapped.
         optimizer: of its parameters.
         ema: moving average of the weights, or None.
+        average: the moving average that teaches, or None; `ema`, if there is one.
         shape: of an image: channels, height, width.
         train_images: per epoch, over all processes.
         num_classes: K.
@@ -77,13 +79,14 @@ class TrainStep:
         network: _FabricModule,
         optimizer: Optimizer,
         ema: ModelEmaV3 | None,
+        average: ModelEmaV3 | None,
         *,
         shape: tuple[int, ...],
         train_images: int,
         num_classes: int,
         teacher: nn.Module | None = None,
     ) -> None:
-        self.config, self.fabric, self.ema = config, fabric, ema
+        self.config, self.fabric = config, fabric
         self.inner, self.network, self.optimizer = inner, network, optimizer
         self.shape, self.train_images, self.num_classes = shape, train_images, num_classes
         self.objective = setup.build_objective(config, teacher)
@@ -93,7 +96,9 @@ class TrainStep:
         self.mixing = mixing(config.data, num_classes)
         self.meter = Meter(inner.names, fabric.device, num_classes)
         self.objective_mean = Mean(fabric.device)
-        self._outside = () if teacher is None else (TEACHER,)
+        self.averages = tuple(dict.fromkeys(each for each in (ema, average) if each is not None))
+        self.average_teacher = AverageTeacher(config.objective.teachers, average) if average is not None else None
+        self._outside = (*self.objective.teachers, *(() if teacher is None else (TEACHER,)))
         self.finiteness = Finiteness(inner.names, fabric.device, self._outside)
         self.unused_gradients = UnusedGradients()
         if setup.may_skip_branches(config):
@@ -167,9 +172,15 @@ class TrainStep:
         rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))
         with self.full_batches(len(images)):
             outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
+            taught = None
+            if self.average_teacher is not None:
+                with self.fabric.autocast():
+                    taught = self.average_teacher(images, draw.live, roots)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
         with self.fabric.autocast():  # for the outside teacher; the loss itself is in float32
-            loss = self.objective(outputs, targets, mimics=draw.mimics, images=images, mimicry_scale=scale)
+            loss = self.objective(
+                outputs, targets, mimics=draw.mimics, images=images, mimicry_scale=scale, taught=taught
+            )
         weighted = loss.total if weight == 1 else loss.total * weight
         objective = loss.total.detach()
         if self.triplet is not None:
@@ -210,8 +221,8 @@ class TrainStep:
             self.fabric.clip_gradients(self.network, self.optimizer, max_norm=optim.clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.inner, step=moment.done)
+        for each in self.averages:
+            each.update(self.inner, step=moment.done)
 
     def _snapshot(self) -> Callable[[], None]:
         """A function that takes back what a step does before its update: to buffers, metrics and finiteness."""

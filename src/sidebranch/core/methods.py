@@ -1,0 +1,114 @@
+"""The methods of the field, each a value of `Objective`: who learns from the labels, and who teaches whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+from torch import nn
+
+from sidebranch.core.objective import Matrix, Objective, Vector
+from sidebranch.errors import UserError
+
+Direction = Literal["both", "top_down", "bottom_up"]
+
+
+def baseline() -> Objective:
+    """The main classifier learns from the labels; nothing else."""
+    return Objective(_main_only, partial(_pairs, direction="both", weight=0.0))
+
+
+def dsl() -> Objective:
+    """Deep supervision: every classifier learns from the labels (Lee et al. 2015; Sun et al. 2019, Eq. 2)."""
+    return Objective(_everyone, partial(_pairs, direction="both", weight=0.0))
+
+
+def dks(
+    direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0, *, teachers: Sequence[str] = ()
+) -> Objective:
+    """Deeply-supervised Knowledge Synergy: every classifier also teaches every other (Sun et al. 2019, Eq. 4).
+
+    Args:
+        direction: "both"; "top_down", only the deeper teaches; "bottom_up", only the shallower teaches.
+        weight: of every mimicry term; 1 in the papers.
+        temperature: 1 in the papers.
+        teachers: names of further teachers, from which every classifier learns too; none in the papers.
+    """
+    if direction not in ("both", "top_down", "bottom_up"):
+        raise UserError(f"the direction is '{direction}'; choose from: both, top_down, bottom_up")
+    pairs = partial(_pairs, direction=direction, weight=weight, beyond=len(teachers))
+    return Objective(_everyone, pairs, temperature, teachers=teachers)
+
+
+def dhm(
+    direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0, *, teachers: Sequence[str] = ()
+) -> Objective:
+    """Dynamic Hierarchical Mimicking: DKS's arrays, masked by a draw at each epoch or step (Li & Chen 2020, Eqs. 6-9).
+
+    The draw comes from a sampler (`sb.Bernoulli`, `sb.Categorical`) and is passed as `mimics`. In the paper's main
+    experiments every classifier always takes part: there DHM and DKS are the same loss.
+    """
+    return dks(direction, weight, temperature, teachers=teachers)
+
+
+def mean_teacher(weight: float = 1.0, temperature: float = 1.0, teacher: str = "average") -> Objective:
+    """Every classifier learns from the labels and from one further teacher alone: no classifier teaches another.
+
+    With the moving average of the network as the teacher, this is Mean Teacher's consistency (Tarvainen & Valpola 2017)
+    on logits, and close to the "peer mean teacher" of PCL (Wu & Gong 2021), whose every peer learns from the averages
+    of the others.
+
+    Args:
+        weight: of every classifier's mimicry.
+        temperature: T.
+        teacher: its name, in `taught`.
+    """
+    return Objective(_everyone, partial(_further_row, weight=weight), temperature, teachers=(teacher,))
+
+
+def kd(
+    teacher: nn.Module,
+    students: Literal["main", "branches", "all"] = "main",
+    *,
+    deep_supervision: bool = False,
+    weight: float = 1.0,
+    temperature: float = 1.0,
+) -> Objective:
+    """Knowledge distillation from an outside, frozen teacher (Hinton et al. 2015; the rows of DKS's Table 6).
+
+    Args:
+        teacher: images to logits over the same classes.
+        students: who mimics the teacher.
+        deep_supervision: whether the branches learn from the labels too ("+DS").
+        weight: of every student's mimicry.
+        temperature: T; DKS tried 1, 2, 5, 10 and 20.
+    """
+    if students not in ("main", "branches", "all"):
+        raise UserError(f"the students are '{students}'; choose from: main, branches, all")
+    labels = _everyone if deep_supervision else _main_only
+    return Objective(labels, partial(_outside_row, students=students, weight=weight), temperature, teacher)
+
+
+def _everyone(count: int) -> Vector:
+    return (1.0,) * count
+
+
+def _main_only(count: int) -> Vector:
+    return (1.0,) + (0.0,) * (count - 1)
+
+
+def _pairs(count: int, direction: Direction, weight: float, beyond: int = 0) -> Matrix:
+    """Main is classifier 0 and the deepest, so the deeper of a pair has the smaller index; `beyond` teach everyone."""
+    teaches = {"both": lambda p, q: p != q, "top_down": lambda p, q: p < q, "bottom_up": lambda p, q: p > q}[direction]
+    inside = tuple(tuple(weight * teaches(p, q) for q in range(count)) for p in range(count))
+    return inside + ((weight,) * count,) * beyond
+
+
+def _further_row(count: int, weight: float) -> Matrix:
+    return (*(((0.0,) * count,) * count), (weight,) * count)
+
+
+def _outside_row(count: int, students: str, weight: float) -> Matrix:
+    row = tuple(weight * (students == "all" or (q == 0) == (students == "main")) for q in range(count))
+    return (*(((0.0,) * count,) * count), row)

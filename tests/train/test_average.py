@@ -1,0 +1,37 @@
+"""The moving average of the network, as its teacher."""
+
+import pytest
+import torch
+from timm.utils.model_ema import ModelEmaV3
+
+import sidebranch as sb
+from networks import Little, little_branches
+from sidebranch.runs.folder import RunFolder
+from sidebranch.train.average import AverageTeacher
+from sidebranch.train.loop import train
+from training import changed, timeless
+
+
+def test_it_is_what_the_average_says():
+    net = sb.attach(Little(), little_branches())
+    average = ModelEmaV3(net, decay=0.9)
+    images = torch.randn(4, 1, 8, 8)
+    taught = AverageTeacher(("average", "average.b2"), average)(images, ("main", "b1"), {})
+    wanted = average.module(images)
+    assert taught.keys() == {"average", "average.b2"}
+    for found, name in zip(taught["average"], ("main", "b1"), strict=True):
+        torch.testing.assert_close(found, wanted[name])
+    torch.testing.assert_close(taught["average.b2"], wanted["b2"])
+    assert not taught["average.b2"].requires_grad
+    with pytest.raises(sb.UserError, match="no teacher 'average.b4'; did you mean"):
+        AverageTeacher(("average.b4",), average)
+
+
+def test_an_average_that_ships_teaches_too(digits_config, tmp_path):
+    """Of the same decay, the one that is kept anyway and one of its own train alike."""
+    teaching = {"objective": {"teachers": ["average"], "average": 0.9}}
+    own = train(changed(digits_config, **teaching), RunFolder(tmp_path / "own"))
+    shared = train(changed(digits_config, **teaching, optim={"ema": 0.9}), RunFolder(tmp_path / "shared"))
+    plain = train(digits_config, RunFolder(tmp_path / "plain"))
+    losses = [[row["train/loss"] for row in timeless(rows)] for rows in (own, shared, plain)]
+    assert losses[0] == losses[1] != losses[2]
