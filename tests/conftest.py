@@ -40,6 +40,7 @@ GROUPS = {
     "tests/study/test_study.py": "ranks",
     "tests/test_cli.py::test_replicas_are_the_same_runs_as_alone": "ranks",
     "tests/core/test_model.py::test_network_and_loss_compile_together": "ranks",
+    "tests/train/test_resume.py": "resumed",
     "tests/reid/test_retrieval.py": "people",
     "tests/reid/test_gallery.py": "people",
     "tests/deploy/test_formats.py": "exports",

@@ -155,7 +155,7 @@ def test_a_damaged_cell_is_told_from_a_missing_one(spec, capsys):
     assert [cell.state().kind for cell in cells_of(spec, seeds=1)] == ["damaged", "waiting"]
 
 
-def test_ctrl_c_saves_and_another_process_is_refused(spec):
+def test_ctrl_c_saves_and_another_process_is_refused(spec, capsys):
     slow = ["--optim.epochs", "60", "--parallel", "1"]
     command = [sys.executable, "-m", "sidebranch", "study", spec, *QUICK[2:], *slow]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -165,9 +165,8 @@ def test_ctrl_c_saves_and_another_process_is_refused(spec):
             if any(cell.folder.metrics.is_file() for cell in cells_of(spec, flags=[*QUICK[2:], *slow[:2]])):
                 break
             time.sleep(0.1)
-        second = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert second.returncode == 2
-        assert f"process {study.pid} on " in second.stderr
+        assert main(command[3:]) == 2
+        assert f"process {study.pid} on " in capsys.readouterr().err
         study.send_signal(signal.SIGINT)
         study.communicate()
     assert study.returncode == 128 + signal.SIGINT
