@@ -13,7 +13,7 @@ from sidebranch.cli import main
 from sidebranch.core.exits import MEASURES
 from sidebranch.data.datasets import read_dataset
 from sidebranch.evaluation.early_exit import Scores, chosen, frontier, outcome, risen, temperatures
-from sidebranch.evaluation.exits_of_run import policy_of
+from sidebranch.evaluation.exits_of_run import _parts, policy_of
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
 from training import changed
@@ -134,6 +134,16 @@ def test_held_out_images_are_those_that_the_limit_leaves_out(digits_config, phot
     numbers = [*found.train.chosen.tolist(), *found.held_out.chosen.tolist()]
     assert sorted(numbers) == list(range(12))
     assert len(found.train) == 5
+
+
+def test_what_is_reported_was_not_chosen_on(digits_config):
+    limited = read_dataset(digits_config.data, 0)
+    whole = replace(limited, held_out=None)
+    for dataset in (limited, whole):
+        choosing, reported, _ = _parts(dataset)
+        seen = [{tuple(each.flatten().tolist()) for each in part.val.images} for part in (choosing, reported)]
+        assert not seen[0] & seen[1]
+    assert len(choosing.val) + len(reported.val) == len(whole.val)
 
 
 def test_the_command_keeps_its_choice_and_draws_it(digits_config, tmp_path, capsys):

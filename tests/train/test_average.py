@@ -6,10 +6,11 @@ from timm.utils.model_ema import ModelEmaV3
 
 import sidebranch as sb
 from networks import Little, little_branches
+from sidebranch.runs import checkpoint
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.average import AverageTeacher
 from sidebranch.train.loop import train
-from training import changed, timeless
+from training import assert_same, changed, timeless
 
 
 def test_it_is_what_the_average_says():
@@ -35,3 +36,10 @@ def test_an_average_that_ships_teaches_too(digits_config, tmp_path):
     plain = train(digits_config, RunFolder(tmp_path / "plain"))
     losses = [[row["train/loss"] for row in timeless(rows)] for rows in (own, shared, plain)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_average_follows_every_update(digits_config, folder):
+    """Without decay it is the network itself."""
+    train(changed(digits_config, objective={"teachers": ["average"], "average": 0.0}), folder)
+    state = checkpoint.load(folder.last)
+    assert_same(state["average"], state["model"])
