@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import sidebranch as sb
 from sidebranch.cli import main
+from sidebranch.config.data import DataConfig
 from sidebranch.core.exits import MEASURES
 from sidebranch.data.datasets import read_dataset
 from sidebranch.evaluation.early_exit import Scores, chosen, frontier, outcome, risen, temperatures
@@ -134,6 +135,20 @@ def test_held_out_images_are_those_that_the_limit_leaves_out(digits_config, phot
     numbers = [*found.train.chosen.tolist(), *found.held_out.chosen.tolist()]
     assert sorted(numbers) == list(range(12))
     assert len(found.train) == 5
+
+
+def test_settings_can_be_chosen_on_what_the_limit_leaves(digits_config, photos):
+    limited = read_dataset(digits_config.data, 0)
+    dataset = read_dataset(replace(digits_config.data, validate_on="held_out", val_limit=100), 0)
+    assert dataset.held_out is None
+    assert len(dataset.val) == 100
+    left = {tuple(each.flatten().tolist()) for each in limited.held_out.images}
+    assert {tuple(each.flatten().tolist()) for each in dataset.val.images} <= left
+    assert torch.equal(dataset.train.images, limited.train.images)
+    of_photos = DataConfig("folder", str(photos), limit=9, validate_on="held_out", image_size=16, resize=16, workers=0)
+    assert len(read_dataset(of_photos, 0).val) == 3
+    with pytest.raises(sb.UserError, match=r"held_out needs a data.limit that leaves training images"):
+        read_dataset(replace(of_photos, limit=0), 0)
 
 
 def test_what_is_reported_was_not_chosen_on(digits_config):

@@ -58,6 +58,7 @@ BEYOND = {
     "data.val_limit": 10**6,
     "data.padding": -1,
     "data.padding_mode": "white",
+    "data.validate_on": "train",
     "objective.average": 1.0,
     "data.corrupt_rate": 2.0,
     "data.corrupt_mode": "all",

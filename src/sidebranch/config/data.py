@@ -23,6 +23,8 @@ class DataConfig:
             file with the columns path, identity, camera and split (train, query or gallery).
         batch_size: images per step, over all devices together.
         limit: train on the first `limit` images only (folder: the first in a fixed random order); 0 takes all.
+        validate_on: `val`, or `held_out`: the training images that `limit` leaves, to choose settings by without
+            looking at the images that are reported.
         val_limit: validate on so many images only, a fixed random subset; 0 takes all.
         padding: pixels around the image before a random crop; 0 turns cropping off (digits and CIFAR), or crops from a
             larger `resize` (reid).
@@ -55,6 +57,7 @@ class DataConfig:
     root: str = "data"
     batch_size: int = 128
     limit: int = 0
+    validate_on: Literal["val", "held_out"] = "val"
     val_limit: int = 0
     padding: int = 4
     padding_mode: Literal["zeros", "reflect"] = "zeros"

@@ -50,10 +50,11 @@ class Dataset:
 
     Attributes:
         train: the training split, cut to the limit, with corrupted labels if the config says so.
-        val: the validation split.
+        val: the validation split, or what else is validated on.
         shape: of a training image as the network sees it: channels, height, width.
         reid: person identities and cameras, in re-identification; `val` are its test images then.
-        held_out: the training images that the limit leaves out, with their own labels; None without a limit.
+        held_out: the training images that the limit leaves out, with their own labels; None without a limit, or if they
+            are validated on.
     """
 
     config: DataConfig
@@ -184,6 +185,10 @@ def read_dataset(config: DataConfig, seed: int, needs_train: bool = True) -> Dat
     held_out = train.rest(config.limit) if config.limit and people is None else None
     if config.limit:
         train = train.first(config.limit)
+    if config.validate_on == "held_out" and len(train):
+        if held_out is None or not len(held_out):
+            raise UserError("data.validate_on held_out needs a data.limit that leaves training images")
+        val, held_out = held_out, None
     if config.val_limit > len(val):
         raise UserError(f"data.val_limit is {config.val_limit}, but there are only {len(val)} validation images")
     if config.val_limit:
