@@ -36,7 +36,7 @@ test: env
 unit: env
 	$(TESTING) $(BIN)/pytest -q -n auto
 
-# All fault injections; what came out goes to results/faults.json and the README.
+# All fault injections; what came out goes to results/faults.json and docs/results.md.
 test-faults: env
 	$(BIN)/pytest -q tests/faults -m "" --record results/faults.json
 	$(BIN)/python benchmarks/tables.py

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-SHOWN = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("reid", "studies", "shipping"))
+PAGES = ("library", "command", "reid", "studies", "shipping")
+SHOWN = README + "".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in PAGES)
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", SHOWN, flags=re.DOTALL))
@@ -53,5 +54,9 @@ def test_generated_pages_are_in_step(script, monkeypatch):
 
 
 def test_files_that_are_named_are_there():
-    for name in re.findall(r"`((?:docs|results|benchmarks)/[\w./-]+|[A-Z]+\.md)`", README):
+    for name in re.findall(r"`((?:docs|results|benchmarks)/[\w./-]+|[A-Z]+\.md)`", SHOWN):
         assert (ROOT / name).exists(), name
+
+
+def test_the_readme_can_be_read_in_a_minute():
+    assert len(README.splitlines()) <= 120
