@@ -44,7 +44,9 @@ def test_commands_parse(line):
     command(verb).parser().parse_args(words)
 
 
-@pytest.mark.parametrize("script", ["tables.py", "networks.py", "coverage.py", "scaling.py", "experiments.py"])
+@pytest.mark.parametrize(
+    "script", ["tables.py", "picture.py", "networks.py", "coverage.py", "scaling.py", "experiments.py"]
+)
 def test_generated_pages_are_in_step(script, monkeypatch):
     monkeypatch.setattr("sys.argv", [script, "--check"])
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
