@@ -106,6 +106,8 @@ class ObjectiveConfig:
         average: decay of the moving average that teaches, unless optim.ema keeps one anyway.
         mimicry_ramp: epochs over which the weight of mimicry rises linearly from 0.
         temperature: of teachers and students in the mimicry terms.
+        divergence: of student from teacher: `kl`, the papers'; `standardised`, of logits with mean 0 and standard
+            deviation 1 an image; `reverse`, KL(student || teacher).
         label_smoothing: share of the label's probability that is spread evenly over all classes.
         triplet: reid: weight of the batch-hard triplet loss on every classifier's features; 0 for none. Needs
             data.instances. Triplets are mined over the batches of all processes.
@@ -119,6 +121,7 @@ class ObjectiveConfig:
     average: float = 0.99
     mimicry_ramp: int = 0
     temperature: float = 1.0
+    divergence: Literal["kl", "standardised", "reverse"] = "kl"
     label_smoothing: float = 0.0
     triplet: float = 0.0
     triplet_margin: float = 0.3

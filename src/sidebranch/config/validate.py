@@ -180,4 +180,11 @@ def ignored(config: Config) -> list[str]:
 _TEACHERS = ("objective.teachers", "objective.average")
 _FOLDER = ("data.eval_size", "data.scale", "data.squash", "data.interpolation", "data.policy")
 _PHASES = ("branches.start_epoch", "branches.stop_epoch", "branches.roots")
-_MIMICRY = ("objective.direction", "objective.mimicry", "objective.mimicry_ramp", "objective.temperature", *_TEACHERS)
+_MIMICRY = (
+    "objective.direction",
+    "objective.mimicry",
+    "objective.mimicry_ramp",
+    "objective.temperature",
+    "objective.divergence",
+    *_TEACHERS,
+)

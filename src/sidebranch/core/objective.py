@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sidebranch.core.divergence import DIVERGENCES, reverse, standardised
 from sidebranch.core.loss import FusedLoss
 from sidebranch.errors import UserError, nearest
 
@@ -81,6 +82,9 @@ class Objective(nn.Module):
         teacher: an outside network, images to logits. The objective keeps a frozen copy in eval mode, which follows
             `.to()` and stays out of `state_dict()`. Calls then need `images`.
         teachers: names of further teachers, whose logits every call is given as `taught`.
+        divergence: of student from teacher: `kl`, the papers'; `standardised`, the same of logits that each image's
+            mean and standard deviation were taken from (Sun et al. 2024, "Logit standardization in knowledge
+            distillation"); `reverse`, KL(student || teacher). The last two are not fused and take more time and memory.
 
     Differs: the papers' code minimises KL(f_p || f_q), which is H(f_p, f_q) less the teacher's entropy: another value,
     the same gradient. It adds 1e-8 to probabilities, which float32 log-softmax does not need.
@@ -93,14 +97,18 @@ class Objective(nn.Module):
         temperature: float = 1.0,
         teacher: nn.Module | None = None,
         teachers: Sequence[str] = (),
+        divergence: str = "kl",
     ) -> None:
         super().__init__()
+        if divergence not in DIVERGENCES:
+            raise UserError(f"the divergence is '{divergence}'; choose from: {', '.join(DIVERGENCES)}")
         if not temperature > 0:
             raise UserError(f"the temperature is {temperature}; it must be above 0")
         self.supervision = supervision
         self.mimicry = mimicry
         self.temperature = float(temperature)
         self.teachers = tuple(teachers)
+        self.divergence = divergence
         # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
         self._teachers = () if teacher is None else (copy.deepcopy(teacher).eval().requires_grad_(False),)
 
@@ -166,17 +174,23 @@ class Objective(nn.Module):
         device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
         outside = self._outside(images, taught or {}, logits[0].shape)
         is_meta = device.type == "meta"  # it has no autocast
+        weights = _constant(supervision, device, dtype)
+        pairs_weights = _constant(mimicry, device, dtype) if any(map(any, mimicry)) else None
         with nullcontext() if is_meta else torch.autocast(device.type, enabled=False):
-            total, labels, pairs = FusedLoss.apply(  # pyright: ignore[reportGeneralTypeIssues] (autograd's own protocol)
-                _constant(supervision, device, dtype),
-                _constant(mimicry, device, dtype) if any(map(any, mimicry)) else None,
-                self.temperature,
-                mimicry_scale,
-                targets,
-                outside,
-                *logits,
-            )
-        return Loss(total, labels, pairs)
+            if self.divergence == "kl" or pairs_weights is None:
+                settings = weights, pairs_weights, self.temperature, mimicry_scale, targets, outside
+                return Loss(*FusedLoss.apply(*settings, *logits))  # pyright: ignore[reportCallIssue]
+            total, labels, _ = FusedLoss.apply(weights, None, 1.0, 1.0, targets, None, *logits)  # pyright: ignore[reportGeneralTypeIssues]
+            seen = min(map(len, logits))
+            students = [each[:seen].to(dtype) for each in logits]
+            outside = outside if outside is None else outside[:seen]
+            if self.divergence == "reverse":
+                mutual, pairs = reverse(students, outside, pairs_weights * mimicry_scale, self.temperature)
+            else:
+                settings = torch.zeros_like(weights), pairs_weights, self.temperature, mimicry_scale, targets[:seen]
+                given = map(standardised, students)
+                mutual, _, pairs = FusedLoss.apply(*settings, outside, *given)  # pyright: ignore[reportGeneralTypeIssues]
+        return Loss(total + mutual, labels, pairs)
 
     def _outside(self, images: Tensor | None, taught: Mapping[str, Taught], shape: torch.Size) -> Tensor | None:
         """The further teachers' probabilities, [N, T, K], if there are any."""
@@ -201,8 +215,10 @@ class Objective(nn.Module):
     @torch.no_grad()
     def _softened(self, logits: Sequence[Tensor]) -> Tensor:
         """The mean probability at this temperature, [N, K]."""
-        precise = [each.to(torch.promote_types(each.dtype, torch.float32)) / self.temperature for each in logits]
-        return torch.stack([each.softmax(-1) for each in precise]).mean(0)
+        precise = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
+        if self.divergence == "standardised":
+            precise = [standardised(each) for each in precise]
+        return torch.stack([(each / self.temperature).softmax(-1) for each in precise]).mean(0)
 
 
 def _vector(weights: Supervision, names: Sequence[str]) -> Sequence[float]:

@@ -49,6 +49,7 @@ def build_objective(config: Config, teacher: nn.Module | None = None) -> Objecti
         made = methods.kd(teacher, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
     else:
         made = methods.dhm(options.direction, weight, options.temperature, teachers=options.teachers)
+    made.divergence = options.divergence
     if options.supervision:
         made.supervision = options.supervision
     if pairs is not None and config.method != "dsl":
