@@ -85,3 +85,12 @@ def test_smaller_batches_are_not_compiled_for():
         with full_batches(size):
             assert network(torch.ones(size, 1)) == size + 1
     assert sizes == [2, 4]
+    sizes.clear()
+    network, full_batches = (
+        torch.compile(lambda images: images.sum() + 2, backend=backend, dynamic=False),
+        FullBatches(5),
+    )
+    for size in (2, 6, 5, 6, 4):
+        with full_batches(size):
+            assert network(torch.ones(size, 1)) == size + 2
+    assert sizes == [6, 5]

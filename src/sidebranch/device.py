@@ -89,18 +89,22 @@ def compile_network(network: torch.nn.Module, how: Compile) -> None:
 
 
 class FullBatches:
-    """Leaves batches smaller than the largest so far uncompiled: a last batch does not earn a compilation back.
+    """Leaves smaller batches than a full one uncompiled: a last batch does not earn a compilation back.
 
     with full_batches(len(images)):
         network(images)
+
+    Args:
+        full: images from which on a batch is full; those of the largest so far, if left out.
     """
 
-    def __init__(self) -> None:
-        self.largest = 0
+    def __init__(self, full: int | None = None) -> None:
+        self.full, self.grows = full or 0, full is None
 
     def __call__(self, size: int) -> AbstractContextManager[object]:
-        self.largest = max(self.largest, size)
-        return nullcontext() if size == self.largest else torch.compiler.set_stance("force_eager")
+        if self.grows:
+            self.full = max(self.full, size)
+        return nullcontext() if size >= self.full else torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

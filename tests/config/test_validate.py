@@ -63,6 +63,11 @@ def test_a_seed_beyond_63_bits():
         ({"optim": {"amsgrad": True}}, "optim.amsgrad needs optim.name adam or adamw, not sgd"),
         ({"branches": {"start_epoch": 100}}, "with optim.epochs 40 the branches would never train"),
         ({"branches": {"init": "copy"}}, "branches.init copy needs branches.width 1, not 2"),
+        (
+            {"objective": {"teachers": ("average",)}, "branches": {"start_epoch": 1}},
+            "objective.teachers needs branches that always train",
+        ),
+        ({"objective": {"teachers": ("average", "average")}}, "name each once"),
         ({"sampling": {"kind": "categorical"}}, "sampling.kind categorical needs sampling.sets"),
         ({"sampling": {"p": 2.0}}, "sampling.p is 2.0; it must be at least 0 and at most 1"),
     ],

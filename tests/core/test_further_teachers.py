@@ -58,6 +58,8 @@ def test_names_and_sizes_of_further_teachers():
     assert objective.arrays(NAMES)[1][3] == (1.0, 1.0, 1.0)
     named = sb.Objective(ONES, {"average->b1": 2.0}, teachers=["average"])
     assert named.arrays(NAMES)[1] == ((0.0,) * 3, (0.0,) * 3, (0.0,) * 3, (0.0, 2.0, 0.0))
+    with pytest.raises(sb.UserError, match="two teachers are called 'b1'"):
+        sb.dhm(teachers=["b1"]).arrays(NAMES)
     with pytest.raises(sb.UserError, match="learns from 'average': call it with taught="):
         objective(outputs_of(logits), INDEX)
     with pytest.raises(

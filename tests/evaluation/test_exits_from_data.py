@@ -179,6 +179,8 @@ def test_the_command_keeps_its_choice_and_draws_it(digits_config, tmp_path, caps
     assert "Early exit: error and time" in page
     for words, message in (
         (["--early-exit", "--error", "1", "--max-cost", "1"], "exclude each other"),
+        (["--early-exit", "--error", "150"], "--error is 150; it is a top-1 error in percent"),
+        (["--early-exit", "--max-cost", "-1"], "--max-cost is -1; it is a multiple of main's multiply-adds"),
         (["--max-cost", "1"], "--max-cost needs --early-exit"),
         (["--early-exit", "--max-cost", "0.01"], "no exits are as cheap as"),
     ):

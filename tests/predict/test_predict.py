@@ -208,9 +208,31 @@ def test_what_is_wrong_is_said_in_a_line(run, root, tmp_path, capsys):
         ([str(run.root), str(tmp_path / "none")], "has no image in it"),
         ([str(run.root), image, "--classifier", "b9"], "no classifier 'b9'; did you mean"),
         ([str(run.root), image, "--top", "0"], "--top is 0; it must be at least 1"),
+        ([str(run.root), ""], "an image's name is empty"),
+        ([str(run.last), image], "is a checkpoint of a run; give the run's folder"),
+        ([str(run.root), image, "--output", str(tmp_path)], "is a folder; give a file to write"),
+        ([str(run.root), image, "--output", f"{image}/rows.csv"], f"cannot be written: '{image}' is a file"),
+        ([str(run.root), image, "--output", "a", "--explain", "a"], "'a' is given for two outputs"),
     ):
         assert main(["predict", *words]) == 2, words
         assert message in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_are_written_as_they_are(run, root, tmp_path):
+    odd, out, page = tmp_path / "bad\udcff.jpg", tmp_path / "rows.jsonl", tmp_path / "page.html"
+    odd.write_bytes((root / "val" / "ant" / "0.jpg").read_bytes())
+    words = ["predict", str(run.root), str(odd), str(tmp_path / "." / odd.name), "--format", "jsonl"]
+    assert main([*words, "--output", str(out), "--explain", str(page)]) == 0
+    assert out.read_bytes().count(b"bad\xff.jpg") == 1
+    assert b"bad\xff.jpg" in page.read_bytes()
+
+
+def test_a_page_of_nothing_is_written(run, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_text("none")
+    page = tmp_path / "page.html"
+    assert main(["predict", str(run.root), str(tmp_path / "text.jpg"), "--explain", str(page)]) == 1
+    assert "text.jpg': it is no image" in capsys.readouterr().err
+    assert "0 photographs" in page.read_text()
 
 
 def test_features_find_the_photograph_itself(run, root, tmp_path, capsys):
@@ -230,10 +252,20 @@ def test_features_find_the_photograph_itself(run, root, tmp_path, capsys):
     assert main(["embed", str(run.root), query, "--classifier", "concat", "--output", str(tmp_path / "c.npz")]) == 0
     capsys.readouterr()
     (tmp_path / "text.npz").write_text("none")
+    (tmp_path / "cut.npz").write_bytes(file.read_bytes()[:900])
+    flipped = bytearray(file.read_bytes())
+    flipped[400] ^= 255
+    (tmp_path / "flipped.npz").write_bytes(flipped)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    np.savez(tmp_path / "short.npz", features=np.zeros((3, 64)), images=["a"], model="m", classifier="main")
     for words, message in (
         (["search", "none.jpg", str(file)], "no photograph 'none.jpg'"),
         (["search", query, "none.npz"], "no file of features 'none.npz'; make one: sidebranch embed"),
-        (["search", query, str(tmp_path / "text.npz")], "is damaged or no file of features"),
+        *(
+            (["search", query, str(tmp_path / name)], "is damaged or no file of features")
+            for name in ("text.npz", "cut.npz", "flipped.npz", "array.npy", "short.npz")
+        ),
+        (["embed", str(run.root), query, "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
         (
             ["embed", str(run.root), query, "--classifier", "b7"],
             "no features of 'b7'; it has those of main, b1, b2, concat",

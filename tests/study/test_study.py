@@ -20,7 +20,7 @@ from sidebranch.config.compare import as_dict, differences, fingerprint
 from sidebranch.config.schema import Config
 from sidebranch.study import local, process
 from sidebranch.study.cells import plan
-from sidebranch.study.results import lines, records
+from sidebranch.study.results import _baseline_of, lines, records
 from sidebranch.study.spec import read_study, shipped
 
 SPEC = """
@@ -234,3 +234,18 @@ def test_processes_get_the_devices_that_are_left(monkeypatch):
     assert local.gpus_here() == ["2", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert local.gpus_here() == []
+
+
+def test_rows_with_settings_of_their_own_are_compared_with_the_one_called_baseline(spec):
+    Path(spec).write_text(
+        SPEC.replace("baseline: {method: baseline}", "baseline: {method: baseline, optim.lr: 0.01}").replace(
+            "wide:", "slow: {method: baseline, optim.lr: 0.001}\n    wide:"
+        )
+    )
+    groups = {}
+    for cell in cells_of(spec):
+        groups.setdefault((cell.row.recipe, cell.row.variant), []).append(cell)
+    for group in groups.values():
+        assert _baseline_of("digits/demo", group, groups)[0].row.variant == "baseline"
+    del groups["digits/demo", "baseline"]
+    assert _baseline_of("digits/demo", groups["digits/demo", "wide"], groups) is None

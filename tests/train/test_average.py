@@ -1,5 +1,7 @@
 """The moving average of the network, as its teacher."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -36,6 +38,11 @@ def test_an_average_that_ships_teaches_too(digits_config, tmp_path):
     plain = train(digits_config, RunFolder(tmp_path / "plain"))
     losses = [[row["train/loss"] for row in timeless(rows)] for rows in (own, shared, plain)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_method_without_further_teachers_keeps_no_average(digits_config, folder):
+    train(replace(changed(digits_config, objective={"teachers": ["average"]}), method="dsl"), folder)
+    assert checkpoint.load(folder.last)["average"] is None
 
 
 def test_the_average_follows_every_update(digits_config, folder):

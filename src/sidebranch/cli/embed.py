@@ -27,15 +27,18 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(parser(), arguments)
     if Path(options.output).suffix != ".npz":
         raise UserError(f"--output is '{options.output}'; the file is NumPy's, so call it features.npz")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size is {options.batch_size}; it must be at least 1")
     import numpy as np
 
-    from sidebranch.cli.predict import progress, report_skipped
+    from sidebranch.cli.predict import check_outputs, progress, report_skipped
     from sidebranch.cli.running import quiet_libraries
     from sidebranch.predict.features import Table, embed, write_table
     from sidebranch.predict.model import open_model
     from sidebranch.predict.photos import find
 
     quiet_libraries()
+    check_outputs(options.output)
     paths = find(options.images)
     model = open_model(Path(options.model), which=options.checkpoint)
     rows, images, skipped = [], [], {}

@@ -79,6 +79,10 @@ def run(arguments: Sequence[str]) -> int:
 def _early_exit(options: Namespace) -> int:
     if options.weights:
         raise UserError("--early-exit needs a run; --weights has no images to choose exits on")
+    if options.error is not None and not 0 <= options.error <= 100:
+        raise UserError(f"--error is {options.error:g}; it is a top-1 error in percent, between 0 and 100")
+    if options.max_cost is not None and not options.max_cost > 0:
+        raise UserError(f"--max-cost is {options.max_cost:g}; it is a multiple of main's multiply-adds, above 0")
     if options.error is not None and options.max_cost is not None:
         raise UserError("--error and --max-cost exclude each other: one is given, the other is found")
     from sidebranch.cli.running import quiet_libraries

@@ -51,6 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     from sidebranch.predict.photos import batches, find
 
     quiet_libraries()
+    check_outputs(options.output, options.explain)
     paths = find(options.images)
     model = open_model(Path(options.model), options.classifier, options.checkpoint, options.recipe)
     if model.size[1] != model.size[2]:
@@ -80,6 +81,23 @@ def run(arguments: Sequence[str]) -> int:
 def _ranked(probabilities: Tensor, classes: Sequence[str], top: int) -> list[tuple[str, float]]:
     values, places = probabilities.topk(top)
     return [(classes[int(place)], float(value)) for value, place in zip(values, places, strict=True)]
+
+
+def check_outputs(*outputs: str) -> None:
+    """Refuses what cannot be written before the work is done.
+
+    Raises:
+        UserError: an output is a folder, lies below a file, or is given twice.
+    """
+    given = [Path(each) for each in outputs if each]
+    for path in given:
+        if path.is_dir():
+            raise UserError(f"'{path}' is a folder; give a file to write")
+        above = next((each for each in path.absolute().parents if each.exists()), path)
+        if not above.is_dir():
+            raise UserError(f"'{path}' cannot be written: '{above}' is a file")
+    if len({each.absolute() for each in given}) < len(given):
+        raise UserError(f"'{given[0]}' is given for two outputs")
 
 
 @contextmanager

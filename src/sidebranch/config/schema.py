@@ -193,6 +193,11 @@ class Config:
         check_ranges(self, "", seed=Range(0, 2**63, below=True, what="from 0 to 2^63 - 1"))
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """The further teachers of every classifier, of the methods that have them."""
+        return self.objective.teachers if self.method in ("dks", "dhm") else ()
+
+    @property
     def has_branches(self) -> bool:
         """Whether branches are trained beside main."""
         if self.method == "kd":

@@ -21,6 +21,7 @@ def validate(config: Config) -> None:
     _validate_branches(config)
     _validate_reid(config)
     _validate_teacher(config)
+    _validate_teachers(config)
     if data.resize < max(data.image_size, data.eval_size) and data.name in ("folder", "reid"):
         raise UserError(
             f"data.resize is {data.resize}; it must be at least data.image_size and data.eval_size, "
@@ -78,6 +79,14 @@ def _validate_branches(config: Config) -> None:
             f"branches.start_epoch is {branches.start_epoch}; with optim.epochs {config.optim.epochs} the branches "
             f"would never train"
         )
+
+
+def _validate_teachers(config: Config) -> None:
+    """Further teachers of dks and dhm."""
+    if config.teachers and (config.branches.start_epoch or config.branches.stop_epoch):
+        raise UserError("objective.teachers needs branches that always train: no branches.start_epoch or stop_epoch")
+    if len(set(config.teachers)) < len(config.teachers):
+        raise UserError(f"objective.teachers is {list(config.teachers)}; name each once")
 
 
 def _validate_teacher(config: Config) -> None:

@@ -127,6 +127,8 @@ class Objective(nn.Module):
         """The two arrays for a network with these classifiers; the mimicry's diagonal set to zero."""
         count = len(names)
         teachers = (*names, *self.teachers, *((TEACHER,) if self.teacher is not None else ()))
+        if twice := [name for name in self.teachers if teachers.count(name) > 1]:
+            raise UserError(f"two teachers are called '{twice[0]}'; give each its own name")
         rows = len(teachers)
         supervision = _vector(self.supervision, names)
         mimicry = _matrix(self.mimicry, teachers, names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,14 +108,16 @@ def read_table(path: Path) -> Table:
     if not path.is_file():
         raise UserError(f"no file of features '{path}'; make one: sidebranch embed MODEL FOLDER --output {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if missing := KEYS - set(file.files):
                 raise UserError(f"'{path}' is no file of features: it has no {sorted(missing)[0]}")
-            images = tuple(map(str, file["images"]))
-            return Table(file["features"], images, str(file["model"]), str(file["classifier"]))
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+            images, features = tuple(map(str, file["images"])), file["features"]
+            if features.ndim != 2 or len(features) != len(images):
+                raise ValueError(f"features of shape {features.shape} of {len(images)} images")
+            return Table(features, images, str(file["model"]), str(file["classifier"]))
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"'{path}' is damaged or no file of features; make it anew: sidebranch embed") from error
 
 

@@ -76,6 +76,8 @@ def open_model(
     Raises:
         UserError: it is none of these, or has no such classifier.
     """
+    if path.is_file() and (path.parent / ABOUT).is_file():  # the file in an exported folder stands for the folder
+        path = path.parent
     if (path / ABOUT).is_file():
         return _exported(path, classifier)
     if path.is_dir():
@@ -85,6 +87,8 @@ def open_model(
         raise UserError(f"no model '{path}'; give a run's folder, an exported folder or a file of weights")
     if path.suffix == ".safetensors":
         return _of_header(path, classifier)
+    if path.suffix == ".ckpt":
+        raise UserError(f"'{path}' is a checkpoint of a run; give the run's folder")
     if not recipe_name:
         raise UserError(
             f"'{path}' does not say of which network it is; add --recipe, such as --recipe cifar100/resnet32"

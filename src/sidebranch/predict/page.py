@@ -49,7 +49,8 @@ def write_page(photos: Sequence[Explained], path: Path, title: str) -> None:
     page = Environment(loader=rooms, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     ordered = sorted(photos, key=lambda each: (-each.answers, each.opinions[0].probability))
     folders = {os.path.dirname(each.path) for each in photos}
-    common = os.path.commonpath(folders) if len(folders) == 1 or all(map(os.path.isabs, folders)) else ""
+    can_be_shortened = len(folders) == 1 or (folders and all(map(os.path.isabs, folders)))
+    common = os.path.commonpath(folders) if can_be_shortened else ""
     text = page.get_template("opinions.html.j2").render(
         title=title,
         photos=ordered[:MOST],

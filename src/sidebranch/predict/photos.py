@@ -54,6 +54,8 @@ def find(words: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for word in words:
+        if not word:
+            raise UserError("an image's name is empty")
         path = Path(word)
         if path.is_dir():
             below = sorted(str(each) for each in path.rglob("*") if each.suffix.lower() in ENDINGS and each.is_file())
@@ -67,7 +69,7 @@ def find(words: Sequence[str]) -> list[str]:
             raise UserError(f"'{word}' has no image in it, of {', '.join(ENDINGS)}")
         if not below:
             raise UserError(f"'{word}' is not a file, a folder or a pattern that some file fits")
-        found |= dict.fromkeys(below)
+        found |= {os.path.normpath(each): None for each in below}
     return list(found)
 
 

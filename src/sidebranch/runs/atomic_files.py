@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -39,7 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise these on a full disk
         raise UserError(f"cannot write '{path}' ({error}); the file that was there is unchanged") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be none, which the error above says
+            temporary.unlink(missing_ok=True)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -92,7 +94,8 @@ class BackgroundWriter:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Names of files that are no UTF-8 keep their bytes."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
 def _sync_folder(folder: Path) -> None:

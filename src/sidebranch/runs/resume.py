@@ -24,6 +24,8 @@ def state_to_resume(config: Config, folder: RunFolder, reporter: Reporter) -> di
         folder.fall_back()
     if folder.config.is_file() and not folder.last.exists():
         return None
+    if not folder.root.exists() or not (folder.last.exists() or folder.previous.exists()):
+        raise UserError(f"nothing was saved in '{folder.root}' yet; start without --resume")
     try:
         state = checkpoint.load(folder.last)
     except UserError as error:

@@ -97,14 +97,16 @@ def lines(cells: Sequence[Cell], found: dict[str, Record], macs: Macs) -> list[L
 
 
 def _baseline_of(name: str, group: Sequence[Cell], groups: dict[tuple[str, str], list[Cell]]) -> Sequence[Cell] | None:
-    """The group of the same recipe, network and data with nothing but another method: baseline."""
-    wanted = _task(group[0].row.settings)
-    for (other, _), cells in groups.items():
+    """The group of the same recipe, network and data with nothing but another method: baseline; or that is called so."""
+    wanted, called = _task(group[0].row.settings), None
+    for (other, variant), cells in groups.items():
         settings = cells[0].row.settings
-        is_plain = settings["method"] == "baseline" and len(settings) == len(_task(settings)) + 1
-        if other == name and is_plain and _task(settings) == wanted:
+        if other != name or settings["method"] != "baseline" or _task(settings) != wanted:
+            continue
+        if len(settings) == len(_task(settings)) + 1:
             return cells
-    return None
+        called = cells if variant == "baseline" else called
+    return called
 
 
 def _task(settings: Mapping[str, Any]) -> dict[str, Any]:

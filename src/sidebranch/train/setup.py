@@ -48,7 +48,7 @@ def build_objective(config: Config, teacher: nn.Module | None = None) -> Objecti
         students, labels = config.teacher.students, config.teacher.deep_supervision
         made = methods.kd(teacher, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
     else:
-        made = methods.dhm(options.direction, weight, options.temperature, teachers=options.teachers)
+        made = methods.dhm(options.direction, weight, options.temperature, teachers=config.teachers)
     made.divergence = options.divergence
     if options.supervision:
         made.supervision = options.supervision
@@ -144,7 +144,7 @@ def build_networks(config: Config, dataset: Dataset, fabric: Fabric, choices: Ch
         try_out(inner, shape, fabric.device, config.model.name)
     decay = config.optim.ema
     ema = average = ModelEmaV3(inner, decay=decay, use_warmup=True) if decay else None
-    if not config.objective.teachers:
+    if not config.teachers:
         average = None
     elif average is None:
         average = ModelEmaV3(inner, decay=config.objective.average, use_warmup=True)

@@ -97,13 +97,14 @@ class TrainStep:
         self.meter = Meter(inner.names, fabric.device, num_classes)
         self.objective_mean = Mean(fabric.device)
         self.averages = tuple(dict.fromkeys(each for each in (ema, average) if each is not None))
-        self.average_teacher = AverageTeacher(config.objective.teachers, average) if average is not None else None
+        self.average_teacher = AverageTeacher(config.teachers, average) if average is not None else None
         self._outside = (*self.objective.teachers, *(() if teacher is None else (TEACHER,)))
         self.finiteness = Finiteness(inner.names, fabric.device, self._outside)
         self.unused_gradients = UnusedGradients()
         if setup.may_skip_branches(config):
             self.unused_gradients.attach(network._forward_module)
-        self.full_batches = FullBatches()
+        size = min(config.data.batch_size, train_images) // fabric.world_size
+        self.full_batches = FullBatches(max(1, size // config.optim.accumulate))
         self.skipped = 0
         self.skipped_in = ""
 
