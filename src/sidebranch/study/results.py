@@ -97,7 +97,7 @@ def lines(cells: Sequence[Cell], found: dict[str, Record], macs: Macs) -> list[L
 
 
 def _baseline_of(name: str, group: Sequence[Cell], groups: dict[tuple[str, str], list[Cell]]) -> Sequence[Cell] | None:
-    """The group of the same recipe, network and data with nothing but another method: baseline; or that is called so."""
+    """The group of the same recipe, network and data with nothing but method baseline; else the one called so."""
     wanted, called = _task(group[0].row.settings), None
     for (other, variant), cells in groups.items():
         settings = cells[0].row.settings
