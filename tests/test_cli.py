@@ -87,7 +87,7 @@ def test_resume_finds_the_run_by_recipe_or_by_folder(capsys):
     assert "with another config: optim.lr" in err
     status, _, err = run(capsys, "train", "digits/demo", "--seed", "7", "--resume")
     assert status == 2
-    assert "no checkpoint 'runs/digits-demo-dhm-seed7/checkpoints/last.ckpt'" in err
+    assert "nothing was saved in 'runs/digits-demo-dhm-seed7' yet; start without --resume" in err
 
 
 def test_an_unfinished_run_is_pointed_out_and_found_by_resume(capsys):
