@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from timm.utils.model_ema import ModelEmaV3
 
 import sidebranch as sb
 from networks import Little, little_branches
+from sidebranch.data.datasets import read_dataset
+from sidebranch.device import Choices
 from sidebranch.runs import checkpoint
 from sidebranch.runs.folder import RunFolder
+from sidebranch.train import setup
 from sidebranch.train.average import AverageTeacher
 from sidebranch.train.loop import train
 from training import assert_same, changed, timeless
@@ -43,6 +47,21 @@ def test_an_average_that_ships_teaches_too(digits_config, tmp_path):
 def test_a_method_without_further_teachers_keeps_no_average(digits_config, folder):
     train(replace(changed(digits_config, objective={"teachers": ["average"]}), method="dsl"), folder)
     assert checkpoint.load(folder.last)["average"] is None
+
+
+def test_a_network_that_teaches_has_no_cuda_graphs(digits_config, folder, monkeypatch):
+    """Its pass falls between the student's forward and backward pass."""
+    seen = []
+    monkeypatch.setattr(setup, "compile_network", lambda network, how: seen.append((network, how)))
+    dataset, choices = read_dataset(digits_config.data, 0), Choices("32-true", False, "cuda_graphs", "")
+    for optim, expected in (({}, ["cuda_graphs", True]), ({"ema": 0.9}, ["cuda_graphs", True])):
+        config = changed(digits_config, objective={"teachers": ["average"]}, optim=optim)
+        made = setup.build_networks(config, dataset, Fabric("cpu"), choices, resuming=False)
+        assert [how for _, how in seen] == expected
+        assert seen[1][0] is made.average.module
+        seen.clear()
+    setup.build_networks(changed(digits_config, optim={"ema": 0.9}), dataset, Fabric("cpu"), choices, resuming=False)
+    assert [how for _, how in seen] == ["cuda_graphs"] * 2
 
 
 def test_the_average_follows_every_update(digits_config, folder):

@@ -151,7 +151,9 @@ def build_networks(config: Config, dataset: Dataset, fabric: Fabric, choices: Ch
     if config.runtime.checkpoint_activations:
         checkpoint_activations(inner, dataset.shape)
     for each in dict.fromkeys((inner, *(each.module for each in (ema, average) if each is not None))):
-        compile_network(each, choices.compile)
+        teaches = average is not None and each is average.module
+        # Its pass falls between another's forward and backward pass, where CUDA graphs may not run.
+        compile_network(each, bool(choices.compile) if teaches else choices.compile)
     return Networks(inner, ema, average, tuple(str(each.message) for each in caught))
 
 
