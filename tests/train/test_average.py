@@ -56,11 +56,13 @@ def test_a_network_that_teaches_has_no_cuda_graphs(digits_config, folder, monkey
     dataset, choices = read_dataset(digits_config.data, 0), Choices("32-true", False, "cuda_graphs", "")
     for optim, expected in (({}, ["cuda_graphs", True]), ({"ema": 0.9}, ["cuda_graphs", True])):
         config = changed(digits_config, objective={"teachers": ["average"]}, optim=optim)
-        made = setup.build_networks(config, dataset, Fabric("cpu"), choices, resuming=False)
+        made = setup.build_networks(config, dataset, Fabric(accelerator="cpu"), choices, resuming=False)
         assert [how for _, how in seen] == expected
         assert seen[1][0] is made.average.module
         seen.clear()
-    setup.build_networks(changed(digits_config, optim={"ema": 0.9}), dataset, Fabric("cpu"), choices, resuming=False)
+    setup.build_networks(
+        changed(digits_config, optim={"ema": 0.9}), dataset, Fabric(accelerator="cpu"), choices, resuming=False
+    )
     assert [how for _, how in seen] == ["cuda_graphs"] * 2
 
 
