@@ -30,6 +30,7 @@ CONFIG: dict[str, Any] = {
         "gridColor": "#88888840",
         "domainColor": "#888888",
         "tickColor": "#888888",
+        "labelFlush": False,
         "labelFontSize": 12,
         "titleFontSize": 12,
     },
