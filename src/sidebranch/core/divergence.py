@@ -15,7 +15,7 @@ DIVERGENCES = ("kl", "standardised", "reverse")
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """Each image's logits [..., K] with mean 0 and standard deviation 1 (Sun et al. 2024, Eq. 6).
+    """Each image's logits [..., K] with mean 0 and standard deviation 1 (Sun et al. 2024).
 
     A student then need not match the teacher's scale. With s the standard deviation over K and g the gradient with
     respect to the result y: dL/dz = (g - mean(g) - y mean(g y)) / s.
