@@ -7,7 +7,7 @@ import torch
 from test_objective import INDEX, ONES, naive_loss, outputs_of, random_logits, softmax
 
 import sidebranch as sb
-from sidebranch.core.divergence import reverse, standardised
+from sidebranch.core.divergence import decoupled, reverse, standardised
 
 PAIRS = [[0, 1, 2], [3, 0, 1], [1, 1, 0], [0.5, 2, 1]]
 
@@ -31,6 +31,24 @@ def plainly_standardised(row):
     return [(value - mean) / spread for value in row]
 
 
+def naive_decoupled(logits, outside, targets, mimicry, temperature, alpha, beta):
+    """sum_pq m_pq T^2 (alpha KL(b_p || b_q) + beta KL(g_p || g_q)), one scalar at a time, the mean over the images."""
+    soft = [[softmax(row, temperature) for row in each.tolist()] for each in (*logits, outside)]
+    total = 0.0
+    for p, teacher in enumerate(soft):
+        for q, student in enumerate(soft[: len(logits)]):
+            if p != q:
+                for taught, says, label in zip(teacher, student, targets.tolist(), strict=True):
+                    a, b = taught[label], says[label]
+                    shares = a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b))
+                    others = 0.0
+                    for k in set(range(len(says))) - {label}:
+                        one, other = taught[k] / (1 - a), says[k] / (1 - b)
+                        others += one * math.log(one / other)
+                    total += temperature**2 * mimicry[p][q] * (alpha * shares + beta * others) / len(teacher)
+    return total
+
+
 def objective_of(divergence, mimicry=PAIRS, temperature=2.0, supervision=ONES):
     return sb.Objective(supervision, mimicry, temperature, teachers=["average"], divergence=divergence)
 
@@ -42,6 +60,27 @@ def test_reverse_is_the_naive_loop():
     assert found.item() == pytest.approx(labels + naive_reverse(logits, average, PAIRS, 2.0), rel=1e-9)
 
 
+def test_decoupled_is_the_naive_loop():
+    logits, (average, *_) = random_logits(), random_logits()
+    objective = objective_of("decoupled")
+    objective.decoupled = 2.0, 5.0
+    for targets in (INDEX, torch.nn.functional.one_hot(INDEX, 7).double() * 0.8 + 0.2 / 7):
+        found = objective(outputs_of(logits), targets, taught={"average": average.detach()})
+        mutual = naive_decoupled(logits, average, INDEX, PAIRS, 2.0, 2.0, 5.0)
+        assert found.total.item() - found.supervision.sum().item() == pytest.approx(mutual, rel=1e-9)
+        assert found.mimicry.diagonal().abs().max() < 1e-12
+
+
+def test_decoupled_with_kullback_leiblers_weights_is_its_divergence():
+    """alpha = 1 and beta = 1 - f_py, of one image."""
+    logits = random_logits(2, n=1)
+    beta = 1 - float(logits[0].detach().softmax(-1)[0, 3])
+    objective = sb.Objective([0, 0], {"main->b1": 1.0}, divergence="decoupled", decoupled=(1.0, beta))
+    found = objective(outputs_of(logits, ("main", "b1")), torch.tensor([3])).total.item()
+    p, q = (each.detach().softmax(-1) for each in logits)
+    assert found == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-9)
+
+
 def test_standardised_is_the_naive_loop():
     logits, (average, *_) = random_logits(), random_logits()
     found = objective_of("standardised")(outputs_of(logits), INDEX, taught={"average": average.detach()}).total
@@ -51,7 +90,7 @@ def test_standardised_is_the_naive_loop():
     assert found.item() == pytest.approx(labels + mutual, rel=1e-6)
 
 
-@pytest.mark.parametrize("divergence", ["reverse", "standardised"])
+@pytest.mark.parametrize("divergence", ["reverse", "standardised", "decoupled"])
 def test_gradients_are_those_of_finite_differences(divergence):
     """From the further teacher alone, which is a constant."""
     logits, (average, *_) = random_logits(n=2, k=4, scale=1.0), random_logits(n=2, k=4, scale=1.0)
@@ -62,7 +101,7 @@ def test_gradients_are_those_of_finite_differences(divergence):
     )
 
 
-@pytest.mark.parametrize("divergence", ["reverse", "standardised"])
+@pytest.mark.parametrize("divergence", ["reverse", "standardised", "decoupled"])
 def test_no_gradient_reaches_a_teacher(divergence):
     logits = random_logits()
     objective = sb.Objective([0, 0, 0], {"b1->main": 1.0}, divergence=divergence)
@@ -86,6 +125,14 @@ def test_closed_forms_of_the_gradients():
     gap = q.log() - p.log()
     wanted = temperature * 2.0 * q * (gap - (q * gap).sum(-1, keepdim=True)) / len(q)
     torch.testing.assert_close(found, wanted)
+    pairs = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    total, _ = decoupled(students, None, pairs, temperature, INDEX, (3.0, 5.0))
+    (found,) = torch.autograd.grad(total, students[0])
+    is_label = torch.nn.functional.one_hot(INDEX, 7).bool()
+    others = [(each * ~is_label) / (1 - each[is_label])[:, None] for each in (q, p)]
+    gap = (q - p)[is_label][:, None]
+    wanted = torch.where(is_label, 3.0 * gap, 5.0 * (others[0] - others[1]) - 3.0 * others[0] * gap)
+    torch.testing.assert_close(found, temperature * 2.0 / len(q) * wanted)
 
 
 def test_a_students_scale_does_not_matter_once_standardised():
@@ -97,7 +144,7 @@ def test_a_students_scale_does_not_matter_once_standardised():
     assert first.item() == pytest.approx(second.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("divergence", ["kl", "reverse", "standardised"])
+@pytest.mark.parametrize("divergence", ["kl", "reverse", "standardised", "decoupled"])
 def test_branches_may_have_seen_fewer_images(divergence):
     logits = random_logits()
     fewer = [logits[0], logits[1][:3], logits[2][:3]]
@@ -108,6 +155,6 @@ def test_branches_may_have_seen_fewer_images(divergence):
 
 
 def test_an_unknown_divergence_is_refused():
-    with pytest.raises(sb.UserError, match="the divergence is 'l2'; choose from: kl, standardised, reverse"):
+    with pytest.raises(sb.UserError, match="the divergence is 'l2'; choose from: kl, standardised, reverse, decoupled"):
         sb.Objective([1.0], [[0.0]], divergence="l2")
     assert sb.dhm().divergence == "kl"

@@ -60,6 +60,7 @@ BEYOND = {
     "data.padding_mode": "white",
     "data.validate_on": "train",
     "objective.average": 1.0,
+    "objective.decoupled": [1.0, -1.0],
     "objective.divergence": "euclidean",
     "data.corrupt_rate": 2.0,
     "data.corrupt_mode": "all",

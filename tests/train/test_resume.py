@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 import sidebranch as sb
 from sidebranch.config import recipe
@@ -41,6 +42,10 @@ VARIANTS = {
         "objective": {"teachers": ["average", "average.b1"], "temperature": 3.0, "average": 0.9},
         "sampling": {"kind": "bernoulli", "drops": "branch", "per": "step"},
     },
+    "the predictions of the epoch before teach, decoupled, in pieces": {
+        "objective": {"teachers": ["past", "past.main", "ensemble"], "divergence": "decoupled"},
+        "optim": {"accumulate": 2},
+    },
     "mixing, pieces, LAMB, vectors that do not decay": {
         "data": {"mixup": 0.2, "cutmix": 1.0},
         "objective": {"label_smoothing": 0.1},
@@ -68,11 +73,14 @@ def test_resume_is_bit_identical(digits_config, folder, undisturbed, variant, do
     rows = train(config, folder, resume=True)
     assert timeless(rows) == timeless(expected)
     assert_same(weights(folder), weights(complete))
-    for kind in ("ema", "average"):
-        averages = [checkpoint.load(each.last)[kind] for each in (folder, complete)]
-        if averages[0] is not None:
-            assert_same(*averages)
-    assert (averages[0] is not None) == bool(config.objective.teachers)
+    states = [checkpoint.load(each.last) for each in (folder, complete)]
+    for kind, expected in (("ema", config.optim.ema), ("average", config.teachers_of("average"))):
+        assert (states[0][kind] is not None) == bool(expected)
+        if expected:
+            assert_same(*(state[kind] for state in states))
+    assert (states[0]["past"] is not None) == bool(config.teachers_of("past"))
+    if states[0]["past"] is not None:
+        assert torch.equal(*(state["past"] for state in states))
     assert folder.metrics.read_text().count("\n") == 3
 
 

@@ -101,13 +101,15 @@ class ObjectiveConfig:
         direction: who teaches whom in dks and dhm, if mimicry is one weight: `both`; `top_down`, only the deeper
             teaches; `bottom_up`, only the shallower.
         teachers: dks, dhm: further teachers of every classifier: `average`, the moving average of the network, by the
-            mean probability of its classifiers; `average.main`, `average.b1`, ..., one of them. They take one more
-            forward pass a step.
+            mean probability of its classifiers (one more forward pass a step); `average.main`, `average.b1`, ..., one
+            of them; `past`, the classifiers' mean prediction for the same image one epoch before; `past.main`, main's;
+            `ensemble`, the mean of the classifiers' logits; `best`, the classifier with the lowest loss in the batch.
         average: decay of the moving average that teaches, unless optim.ema keeps one anyway.
         mimicry_ramp: epochs over which the weight of mimicry rises linearly from 0.
         temperature: of teachers and students in the mimicry terms.
         divergence: of student from teacher: `kl`, the papers'; `standardised`, of logits with mean 0 and standard
-            deviation 1 an image; `reverse`, KL(student || teacher).
+            deviation 1 an image; `reverse`, KL(student || teacher); `decoupled`, of the label and of all other classes.
+        decoupled: weights of its two parts, alpha and beta.
         label_smoothing: share of the label's probability that is spread evenly over all classes.
         triplet: reid: weight of the batch-hard triplet loss on every classifier's features; 0 for none. Needs
             data.instances. Triplets are mined over the batches of all processes.
@@ -121,7 +123,8 @@ class ObjectiveConfig:
     average: float = 0.99
     mimicry_ramp: int = 0
     temperature: float = 1.0
-    divergence: Literal["kl", "standardised", "reverse"] = "kl"
+    divergence: Literal["kl", "standardised", "reverse", "decoupled"] = "kl"
+    decoupled: tuple[float, float] = (1.0, 8.0)
     label_smoothing: float = 0.0
     triplet: float = 0.0
     triplet_margin: float = 0.3
@@ -131,6 +134,7 @@ class ObjectiveConfig:
             self,
             "objective",
             average=BELOW_1,
+            decoupled=AT_LEAST_0,
             mimicry_ramp=AT_LEAST_0,
             temperature=ABOVE_0,
             label_smoothing=BELOW_1,

@@ -197,6 +197,10 @@ class Config:
         """The further teachers of every classifier, of the methods that have them."""
         return self.objective.teachers if self.method in ("dks", "dhm") else ()
 
+    def teachers_of(self, kind: str) -> tuple[str, ...]:
+        """Those of the further teachers that are called `kind` or `kind.NAME`."""
+        return tuple(name for name in self.teachers if name.partition(".")[0] == kind)
+
     @property
     def has_branches(self) -> bool:
         """Whether branches are trained beside main."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from sidebranch.config.compare import as_dict, leaves
 from sidebranch.config.method import BranchesConfig
 from sidebranch.config.schema import Config
-from sidebranch.errors import UserError
+from sidebranch.errors import UserError, nearest
+
+KINDS = ("average", "past", "ensemble", "best")  # of objective.teachers
 
 
 def validate(config: Config) -> None:
@@ -87,6 +89,24 @@ def _validate_teachers(config: Config) -> None:
         raise UserError("objective.teachers needs branches that always train: no branches.start_epoch or stop_epoch")
     if len(set(config.teachers)) < len(config.teachers):
         raise UserError(f"objective.teachers is {list(config.teachers)}; name each once")
+    for name in config.teachers:
+        if name.partition(".")[0] not in KINDS or (name not in KINDS and name.startswith(("ensemble", "best"))):
+            raise UserError(f"objective.teachers: there is no teacher '{name}'; {nearest(name, KINDS)}")
+    if not config.teachers_of("past"):
+        return
+    data, runtime = config.data, config.runtime
+    excluded = {
+        "data.name reid": data.name == "reid",
+        "data.mixup": data.mixup,
+        "data.cutmix": data.cutmix,
+        "data.drop_last": data.drop_last,
+        "data.repeats": data.repeats > 1,
+        "branches.batch_fraction": config.branches.batch_fraction < 1,
+        "optim.skip_nonfinite": config.optim.skip_nonfinite,
+        "several processes": runtime.devices * runtime.num_nodes > 1,
+    }
+    if wrong := [name for name, holds in excluded.items() if holds]:
+        raise UserError(f"objective.teachers past, which knows every image by its number, excludes {wrong[0]}")
 
 
 def _validate_teacher(config: Config) -> None:
@@ -149,7 +169,8 @@ def ignored(config: Config) -> list[str]:
         (config.method == "baseline", "method baseline", ("objective.supervision",)),
         (config.method != "kd", f"method {config.method}", ("teacher.",)),
         (config.method == "kd", "method kd", _TEACHERS),
-        (not config.objective.teachers, "objective.teachers []", ("objective.average",)),
+        (not config.teachers_of("average"), "no teacher average", ("objective.average",)),
+        (config.objective.divergence != "decoupled", "another divergence", ("objective.decoupled",)),
         (config.method == "kd" or has_pairs, "weights of their own", ("objective.direction",)),
         (bool(branches.use or branches.only), "branches.use or only", ("branches.count",)),
         (sampling.kind != "bernoulli", f"sampling.kind {sampling.kind}", ("sampling.p",)),
@@ -195,5 +216,6 @@ _MIMICRY = (
     "objective.mimicry_ramp",
     "objective.temperature",
     "objective.divergence",
+    "objective.decoupled",
     *_TEACHERS,
 )

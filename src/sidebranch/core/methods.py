@@ -67,6 +67,48 @@ def mean_teacher(weight: float = 1.0, temperature: float = 1.0, teacher: str = "
     return Objective(_everyone, partial(_further_row, weight=weight), temperature, teachers=(teacher,))
 
 
+def byot(weight: float = 0.1, temperature: float = 3.0) -> Objective:
+    """Be Your Own Teacher, its two terms on logits (Zhang et al. 2019): main teaches every branch.
+
+    Differs: the paper's third term, which draws the branches' features to main's, is left out; main's labels weigh 1
+    there and here, a branch's `1 - weight`.
+
+    Args:
+        weight: of every branch's mimicry of main.
+        temperature: T.
+    """
+    return Objective(partial(_byot_labels, weight=weight), partial(_main_row, weight=weight), temperature)
+
+
+def one(weight: float = 1.0, temperature: float = 3.0) -> Objective:
+    """On-the-fly Native Ensemble (Lan et al. 2018): every classifier learns from the mean of all logits.
+
+    Differs: the gate of the ensemble is even instead of learnt, the ensemble itself does not learn from the labels, and
+    the branches are those of the network instead of copies of its last stage.
+
+    Args:
+        weight: of every classifier's mimicry.
+        temperature: T; 3 in the paper.
+    """
+    return mean_teacher(weight, temperature, "ensemble")
+
+
+def pcl(weight: float = 1.0, temperature: float = 3.0) -> Objective:
+    """Peer Collaborative Learning (Wu & Gong 2021): the classifiers' ensemble and their moving averages teach.
+
+    The mean of the classifiers' probabilities is DHM's array divided by C; the teacher `average` is given as `taught`.
+    The paper's ramp over the first 80 of 300 epochs is `mimicry_scale`.
+
+    Differs: its ensemble has a classifier of its own on all peers' features, which learns from the labels; its peers
+    learn from the others' averages, here from the mean of all.
+
+    Args:
+        weight: of each of the two teachers.
+        temperature: T; 3 in the paper.
+    """
+    return Objective(_everyone, partial(_ensemble_and_row, weight=weight), temperature, teachers=("average",))
+
+
 def kd(
     teacher: nn.Module,
     students: Literal["main", "branches", "all"] = "main",
@@ -103,6 +145,18 @@ def _pairs(count: int, direction: Direction, weight: float, beyond: int = 0) -> 
     teaches = {"both": lambda p, q: p != q, "top_down": lambda p, q: p < q, "bottom_up": lambda p, q: p > q}[direction]
     inside = tuple(tuple(weight * teaches(p, q) for q in range(count)) for p in range(count))
     return inside + ((weight,) * count,) * beyond
+
+
+def _byot_labels(count: int, weight: float) -> Vector:
+    return (1.0,) + (1.0 - weight,) * (count - 1)
+
+
+def _main_row(count: int, weight: float) -> Matrix:
+    return tuple((weight if p == 0 else 0.0,) * count for p in range(count))
+
+
+def _ensemble_and_row(count: int, weight: float) -> Matrix:
+    return (*_pairs(count, "both", weight / count), (weight,) * count)
 
 
 def _further_row(count: int, weight: float) -> Matrix:

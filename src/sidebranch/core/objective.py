@@ -6,8 +6,9 @@ Every method is a choice of two arrays over the C classifiers of a network, main
 
 Baseline, deep supervision, DKS (Sun et al. 2019, Eq. 4) and DHM (Li & Chen 2020, Eqs. 6-9) differ in these arrays
 alone. `f_c` is the softmax of classifier c's logits, `sg` the stop-gradient, H the cross-entropy in nats. Every
-further teacher is one more row of `mimicry`: an outside network (knowledge distillation), or any that a loop has logits
-of, such as the moving average of the network itself. The named methods are in `methods.py`.
+further teacher is one more row of `mimicry`: an outside network (knowledge distillation), one made of the classifiers
+(`teachers.py`), or any that a loop has logits of, such as the moving average of the network itself. The named methods
+are in `methods.py`.
 
 The mimicry term is linear in its teacher: to learn from the mean of all classifiers' probabilities is DHM with another
 weight. Only teachers that are no such mean differ: another temperature, a moving average, a mean of logits.
@@ -25,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sidebranch.core.divergence import DIVERGENCES, reverse, standardised
+from sidebranch.core import divergence as divergences
+from sidebranch.core.divergence import DIVERGENCES, standardised
 from sidebranch.core.loss import FusedLoss
+from sidebranch.core.teachers import OWN
 from sidebranch.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ Vector = tuple[float, ...]
 Matrix = tuple[Vector, ...]
 Supervision = Sequence[float] | Mapping[str, float] | Callable[[int], Sequence[float]]
 Mimicry = Sequence[Sequence[float]] | Mapping[str, float] | Callable[[int], Sequence[Sequence[float]]]
-Taught: TypeAlias = "Tensor | Sequence[Tensor]"  # logits [N, K] of a teacher, or of several that teach together
+Taught: TypeAlias = "Tensor | Sequence[Tensor] | None"  # logits [N, K] of a teacher, or of several that teach together
 TEACHER = "teacher"  # the outside teacher's name in pairs
 
 
@@ -60,8 +63,8 @@ class Loss:
         total: scalar; the one to call `backward()` on.
         supervision: [C], mean cross-entropy of each classifier to the labels.
         mimicry: [P, C], mean cross-entropy of student q to teacher p. The diagonal is each classifier's own entropy, so
-            `mimicry - diagonal[:, None]` is the Kullback-Leibler divergence. P is C, or C + 1 with an outside teacher
-            as the last row. All zeros where nobody teaches.
+            `mimicry - diagonal[:, None]` is the Kullback-Leibler divergence; with the divergence `decoupled`, its
+            values, and a diagonal of zeros. P is C and one for each further teacher. All zeros where nobody teaches.
     """
 
     total: Float[Tensor, ""]
@@ -81,10 +84,13 @@ class Objective(nn.Module):
         temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
         teacher: an outside network, images to logits. The objective keeps a frozen copy in eval mode, which follows
             `.to()` and stays out of `state_dict()`. Calls then need `images`.
-        teachers: names of further teachers, whose logits every call is given as `taught`.
+        teachers: names of further teachers. `ensemble` is the mean of the classifiers' logits and `best` the classifier
+            with the lowest loss in the batch; the logits of all others are given to every call as `taught`.
         divergence: of student from teacher: `kl`, the papers'; `standardised`, the same of logits that each image's
             mean and standard deviation were taken from (Sun et al. 2024, "Logit standardization in knowledge
-            distillation"); `reverse`, KL(student || teacher). The last two are not fused and take more time and memory.
+            distillation"); `reverse`, KL(student || teacher); `decoupled`, one part for the label and one for all
+            other classes (Zhao et al. 2022). Only `kl` is fused; the others take more time and memory.
+        decoupled: alpha and beta, the weights of the two parts; 1 and 8 in most of that paper's experiments.
 
     Differs: the papers' code minimises KL(f_p || f_q), which is H(f_p, f_q) less the teacher's entropy: another value,
     the same gradient. It adds 1e-8 to probabilities, which float32 log-softmax does not need.
@@ -98,6 +104,7 @@ class Objective(nn.Module):
         teacher: nn.Module | None = None,
         teachers: Sequence[str] = (),
         divergence: str = "kl",
+        decoupled: tuple[float, float] = (1.0, 8.0),
     ) -> None:
         super().__init__()
         if divergence not in DIVERGENCES:
@@ -108,7 +115,7 @@ class Objective(nn.Module):
         self.mimicry = mimicry
         self.temperature = float(temperature)
         self.teachers = tuple(teachers)
-        self.divergence = divergence
+        self.divergence, self.decoupled = divergence, decoupled
         # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
         self._teachers = () if teacher is None else (copy.deepcopy(teacher).eval().requires_grad_(False),)
 
@@ -161,7 +168,7 @@ class Objective(nn.Module):
             images: [N, ...], for the outside teacher if there is one.
             mimicry_scale: factor of all mimicry terms, for a ramp over training.
             taught: further teacher to its logits, [N, K], or to those of several, [N, K] each, whose mean probability
-                teaches. Their gradient is not taken.
+                teaches; None for one that does not teach in this step. Their gradient is not taken.
 
         Raises:
             UserError: shapes or dtypes do not fit, a name is unknown, or `images` or `taught` are missing.
@@ -169,12 +176,14 @@ class Objective(nn.Module):
         names, logits = outputs.names, outputs.logits
         _check(names, logits, targets)
         targets = targets if targets.is_floating_point() else targets.long()
-        supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics)
+        taught = self._with_own(taught or {}, outputs, targets, mimics)
+        silent = [name in taught and taught[name] is None for name in self.teachers]
+        supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics, silent)
         for name in mimics or ():
             if name not in outputs.network:
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
         device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
-        outside = self._outside(images, taught or {}, logits[0].shape)
+        outside = self._outside(images, taught, logits[0])
         is_meta = device.type == "meta"  # it has no autocast
         weights = _constant(supervision, device, dtype)
         pairs_weights = _constant(mimicry, device, dtype) if any(map(any, mimicry)) else None
@@ -186,21 +195,40 @@ class Objective(nn.Module):
             seen = min(map(len, logits))
             students = [each[:seen].to(dtype) for each in logits]
             outside = outside if outside is None else outside[:seen]
+            common = students, outside, pairs_weights * mimicry_scale, self.temperature
             if self.divergence == "reverse":
-                mutual, pairs = reverse(students, outside, pairs_weights * mimicry_scale, self.temperature)
+                mutual, pairs = divergences.reverse(*common)
+            elif self.divergence == "decoupled":
+                classes = targets if targets.ndim == 1 else targets.argmax(1)
+                mutual, pairs = divergences.decoupled(*common, classes[:seen], self.decoupled)
             else:
                 settings = torch.zeros_like(weights), pairs_weights, self.temperature, mimicry_scale, targets[:seen]
                 given = map(standardised, students)
                 mutual, _, pairs = FusedLoss.apply(*settings, outside, *given)  # pyright: ignore[reportGeneralTypeIssues]
         return Loss(total + mutual, labels, pairs)
 
-    def _outside(self, images: Tensor | None, taught: Mapping[str, Taught], shape: torch.Size) -> Tensor | None:
-        """The further teachers' probabilities, [N, T, K], if there are any."""
-        found = []
+    @torch.no_grad()
+    def _with_own(
+        self, taught: Mapping[str, Taught], outputs: Classified, targets: Tensor, mimics: Sequence[str] | None
+    ) -> Mapping[str, Taught]:
+        """Adds the teachers that are made of the live classifiers, for the images that all of them saw."""
+        wanted = [name for name in self.teachers if name in OWN and name not in taught]
+        if not wanted:
+            return taught
+        seen, main = min(map(len, outputs.logits)), outputs.logits[0].detach()
+        known = zip(outputs.names, outputs.logits, strict=True)
+        heard = [each[:seen] for name, each in known if mimics is None or name in mimics]
+        made = {name: OWN[name](heard, targets[:seen]) for name in wanted}
+        return {**taught, **{name: torch.cat([each, main[seen:]]) for name, each in made.items()}}
+
+    def _outside(self, images: Tensor | None, taught: Mapping[str, Taught], main: Tensor) -> Tensor | None:
+        """The further teachers' probabilities, [N, T, K], if there are any; main's for those that are silent."""
+        shape, found = main.shape, []
         for name in self.teachers:
             if name not in taught:
                 raise UserError(f"this objective learns from '{name}': call it with taught={{'{name}': logits}}")
             given = taught[name]
+            given = main.detach() if given is None else given
             found.append([given] if isinstance(given, Tensor) else list(given))
             if not found[-1] or any(each.shape != shape for each in found[-1]):
                 shapes = [list(each.shape) for each in found[-1]]
@@ -246,12 +274,18 @@ def _matrix(weights: Mimicry, teachers: Sequence[str], students: Sequence[str]) 
 
 
 def _masked(
-    supervision: Vector, mimicry: Matrix, network: Sequence[str], live: Sequence[str], mimics: Sequence[str] | None
+    supervision: Vector,
+    mimicry: Matrix,
+    network: Sequence[str],
+    live: Sequence[str],
+    mimics: Sequence[str] | None,
+    silent: Sequence[bool],
 ) -> tuple[Vector, Matrix]:
-    """The arrays of the live classifiers; mimicry from or to a classifier outside `mimics` is set to zero."""
+    """The arrays of the live classifiers; mimicry of silent teachers, and from or to others than `mimics`, is zero."""
     at = [network.index(name) for name in live]
     allowed = [mimics is None or name in mimics for name in network]
-    outside = mimicry[len(network) :]
+    speaks = [*(not each for each in silent), True]  # the outside network always does
+    outside = [tuple(weight * on for weight in row) for row, on in zip(mimicry[len(network) :], speaks, strict=False)]
     inside = tuple(tuple(mimicry[p][q] * (allowed[p] and allowed[q]) for q in at) for p in at)
     return tuple(supervision[q] for q in at), inside + tuple(tuple(row[q] * allowed[q] for q in at) for row in outside)
 

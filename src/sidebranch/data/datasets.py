@@ -91,6 +91,10 @@ class Dataset:
         size, instances = self.config.batch_size, self.config.instances
         return class_steps(self.train.labels, size, instances) * size if instances else len(self.train)
 
+    def numbered(self) -> Dataset:
+        """The same with the training images' numbers in place of their labels."""
+        return replace(self, train=self.train.relabelled(torch.arange(len(self.train))))
+
     def train_loader(self, device: torch.device, rank: Rank = Rank()) -> Loader:
         """Shuffled and augmented."""
         return self._loader(self.train, device, rank, training=True)

@@ -21,7 +21,7 @@ def checkpoint_bytes(config: Config, net: BranchedModel) -> int:
     optim = config.optim
     weights = sum(each.nbytes for each in net.state_dict().values())
     copies = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}[optim.name] + optim.amsgrad
-    return weights * (1 + copies + bool(optim.ema or config.teachers))
+    return weights * (1 + copies + bool(optim.ema or config.teachers_of("average")))
 
 
 def summary(config: Config, net: BranchedModel, device: str, processes: int, choices: Choices, root: Path) -> str:

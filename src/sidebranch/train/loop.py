@@ -87,7 +87,9 @@ class _Run:
         with fabric.rank_zero_first(local=True):  # it downloads, or writes an index
             self.dataset = read_dataset(config.data, config.seed)
         self.headline = TOP1 if self.dataset.reid is None else MEAN_AP
-        self.train_loader = self.dataset.train_loader(fabric.device, rank)
+        self.past = setup.build_past(config, self.dataset, fabric)
+        numbered = self.dataset if self.past is None else self.dataset.numbered()
+        self.train_loader = numbered.train_loader(fabric.device, rank)
         self.val_loader = self.dataset.val_loader(fabric.device, rank)
         self.choices = resolve(config.runtime, fabric.device, config.optim.epochs * len(self.train_loader))
         self.networks = setup.build_networks(config, self.dataset, fabric, self.choices, resuming=folder.last.exists())
@@ -103,6 +105,7 @@ class _Run:
             optimizer,  # pyright: ignore[reportArgumentType] (one in, one out)
             self.networks.ema,
             self.networks.average,
+            self.past,
             shape=self.dataset.shape,
             train_images=self.dataset.epoch_images,
             num_classes=len(self.dataset.classes),
@@ -161,7 +164,8 @@ class _Run:
         if self.fabric.is_global_zero:
             self.folder.write_config(recipe.dump(self.config))
             self.folder.write_classes(self.dataset.classes)
-            self.folder.need_room(checkpoint_bytes(self.config, inner))
+            remembered = 0 if self.past is None else self.past.predictions.nbytes
+            self.folder.need_room(checkpoint_bytes(self.config, inner) + remembered)
             self.folder.write_environment(
                 self.fabric.device,
                 choices=asdict(self.choices),

@@ -26,6 +26,7 @@ from sidebranch.device import Choices, compile_network
 from sidebranch.distributed.processes import gather_rows
 from sidebranch.errors import UserError
 from sidebranch.network import build_network, new_layers, try_out, untrained, with_synced_batchnorm
+from sidebranch.train.past import PAST, PastTeacher
 from sidebranch.train.recompute import checkpoint_activations
 from sidebranch.train.teacher import build_teacher
 
@@ -49,7 +50,7 @@ def build_objective(config: Config, teacher: nn.Module | None = None) -> Objecti
         made = methods.kd(teacher, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
     else:
         made = methods.dhm(options.direction, weight, options.temperature, teachers=config.teachers)
-    made.divergence = options.divergence
+    made.divergence, made.decoupled = options.divergence, options.decoupled
     if options.supervision:
         made.supervision = options.supervision
     if pairs is not None and config.method != "dsl":
@@ -144,7 +145,7 @@ def build_networks(config: Config, dataset: Dataset, fabric: Fabric, choices: Ch
         try_out(inner, shape, fabric.device, config.model.name)
     decay = config.optim.ema
     ema = average = ModelEmaV3(inner, decay=decay, use_warmup=True) if decay else None
-    if not config.teachers:
+    if not config.teachers_of("average"):
         average = None
     elif average is None:
         average = ModelEmaV3(inner, decay=config.objective.average, use_warmup=True)
@@ -165,6 +166,12 @@ def teacher_on_device(config: Config, dataset: Dataset, fabric: Fabric, choices:
     if choices.channels_last:
         teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return teacher
+
+
+def build_past(config: Config, dataset: Dataset, fabric: Fabric) -> PastTeacher | None:
+    """The teacher that remembers the predictions of the epoch before; None without one."""
+    teachers = config.teachers_of(PAST)
+    return PastTeacher(teachers, dataset.train.labels, len(dataset.classes), fabric.device) if teachers else None
 
 
 def may_fuse(config: Config, choices: Choices, device: torch.device) -> bool:

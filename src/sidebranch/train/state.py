@@ -88,6 +88,8 @@ class State:
             self.networks.ema.module.load_state_dict(state["ema"])
         if self.networks.average is not None and self.networks.ema is None:
             self.networks.average.module.load_state_dict(state["average"])
+        if self.train_step.past is not None:
+            self.train_step.past.predictions.copy_(state["past"])
         count = self.facts["train_images"]
         if state["train_images"] != count:
             raise UserError(
@@ -123,6 +125,7 @@ class State:
             "model": self.networks.inner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if ema is None else ema.module.state_dict(),
+            "past": None if self.train_step.past is None else self.train_step.past.predictions,
             "average": None if average is None or average is ema else average.module.state_dict(),
         }
 

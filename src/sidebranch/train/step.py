@@ -15,15 +15,16 @@ from torch.optim import Optimizer
 
 from sidebranch.config.schema import Config
 from sidebranch.core.model import BranchedModel, Outputs
-from sidebranch.core.objective import TEACHER
+from sidebranch.core.objective import TEACHER, Taught
 from sidebranch.core.sampling import Draw
 from sidebranch.device import FullBatches
 from sidebranch.distributed.unused_gradients import UnusedGradients
 from sidebranch.metrics.meter import Mean, Meter
 from sidebranch.seeding import seed_of
 from sidebranch.train import setup
-from sidebranch.train.average import AverageTeacher
+from sidebranch.train.average import AVERAGE, AverageTeacher
 from sidebranch.train.finiteness import Finiteness, first_not_finite
+from sidebranch.train.past import PastTeacher
 from sidebranch.train.schedule import learning_rate, mimicry_scale
 from sidebranch.train.targets import mixing, soft_targets
 
@@ -48,8 +49,23 @@ class Moment:
         return self.epoch * self.steps + self.step
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One piece of a batch: images [n, C, H, W], labels [n], targets [n] or [n, K], and the images' numbers [n].
+
+    Numbers are the labels once more where nobody asks for them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    numbers: Tensor
+
+
 class TrainStep:
     """`step(images, labels, moment)` returns the objective, detached.
+
+    With `past`, labels are the images' numbers in the training split.
 
     Args:
         config: of the run.
@@ -59,6 +75,7 @@ class TrainStep:
         optimizer: of its parameters.
         ema: moving average of the weights, or None.
         average: the moving average that teaches, or None; `ema`, if there is one.
+        past: what teaches of the epoch before, or None.
         shape: of an image: channels, height, width.
         train_images: per epoch, over all processes.
         num_classes: K.
@@ -80,6 +97,7 @@ class TrainStep:
         optimizer: Optimizer,
         ema: ModelEmaV3 | None,
         average: ModelEmaV3 | None,
+        past: PastTeacher | None = None,
         *,
         shape: tuple[int, ...],
         train_images: int,
@@ -97,7 +115,8 @@ class TrainStep:
         self.meter = Meter(inner.names, fabric.device, num_classes)
         self.objective_mean = Mean(fabric.device)
         self.averages = tuple(dict.fromkeys(each for each in (ema, average) if each is not None))
-        self.average_teacher = AverageTeacher(config.teachers, average) if average is not None else None
+        self.average_teacher = AverageTeacher(config.teachers_of(AVERAGE), average) if average is not None else None
+        self.past = past
         self._outside = (*self.objective.teachers, *(() if teacher is None else (TEACHER,)))
         self.finiteness = Finiteness(inner.names, fabric.device, self._outside)
         self.unused_gradients = UnusedGradients()
@@ -122,17 +141,21 @@ class TrainStep:
         is_blank = not len(labels)  # the other processes wait for this one's gradient, which is zero
         if is_blank:
             images, labels = images.new_zeros(1, *self.shape), labels.new_zeros(1)
+        numbers = labels
+        if self.past is not None:
+            labels = self.past.labels[numbers]
         targets = labels
         if self.mixing is not None and len(labels) > 1:
             images, targets = self.mixing(images, labels)
         targets = soft_targets(targets, self.num_classes, config.objective.label_smoothing)
-        pieces = [each.chunk(config.optim.accumulate) for each in (images, labels, targets)]
+        chunks = [each.chunk(config.optim.accumulate) for each in (images, labels, targets, numbers)]
+        pieces = [Piece(*each) for each in zip(*chunks, strict=True)]
         total = torch.zeros((), device=self.fabric.device)
-        for place, (seen, known, wanted) in enumerate(zip(*pieces, strict=True)):
-            is_last = place == len(pieces[0]) - 1
-            weight = share * len(known) / len(labels)
+        for piece in pieces:
+            is_last = piece is pieces[-1]
+            weight = share * len(piece.labels) / len(labels)
             with self.fabric.no_backward_sync(self.network, enabled=self.fabric.world_size > 1 and not is_last):
-                total += self._backward(seen, known, wanted, draw, roots, moment, weight, counts=not is_blank)
+                total += self._backward(piece, draw, roots, moment, weight, counts=not is_blank)
         self._update(moment, undo)
         return total
 
@@ -158,25 +181,27 @@ class TrainStep:
 
     def _backward(
         self,
-        images: Tensor,
-        labels: Tensor,
-        targets: Tensor,
+        piece: Piece,
         draw: Draw,
         roots: dict[str, str],
         moment: Moment,
         weight: float,
         counts: bool,
     ) -> Tensor:
-        config, count = self.config, len(images)
+        config, count = self.config, len(piece.images)
+        images, labels, targets, numbers = piece.images, piece.labels, piece.targets, piece.numbers
         if count == 1 < config.data.batch_size:  # batch norm needs two images; two equal ones have the same mean loss
-            images, targets, labels = (torch.cat([each, each]) for each in (images, targets, labels))
+            images, labels, targets, numbers = (torch.cat([each] * 2) for each in (images, labels, targets, numbers))
         rows = max(2, math.ceil(config.branches.batch_fraction * len(images)))
         with self.full_batches(len(images)):
             outputs = self.network(images, live=draw.live, roots=roots, rows=rows if rows < len(images) else None)
-            taught = None
+            taught: dict[str, Taught] = {}
             if self.average_teacher is not None:
                 with self.fabric.autocast():
-                    taught = self.average_teacher(images, draw.live, roots)
+                    taught |= self.average_teacher(images, draw.live, roots)
+            if self.past is not None:
+                taught |= self.past.of(numbers, moment.epoch)
+                self.past.remember(numbers, outputs)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
         with self.fabric.autocast():  # for the outside teacher; the loss itself is in float32
             loss = self.objective(
