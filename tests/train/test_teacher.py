@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import sidebranch as sb
+from sidebranch.config import recipe
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
 from sidebranch.train.setup import build_objective
@@ -39,15 +40,33 @@ def test_a_run_s_network_teaches_and_is_known_by_its_hash(teaching, folder, tmp_
 
 
 def test_the_teacher_s_probabilities_are_the_loss_s_last_row(teaching):
-    teacher = build_teacher(teaching, IMAGES)
+    teacher = build_teacher(teaching.teacher, IMAGES)
     images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     net = sb.attach(timm.create_model("cifar_resnet20", in_chans=1)).eval()
-    loss = build_objective(teaching, teacher)(net(images), labels, images=images)
+    loss = build_objective(teaching, [teacher])(net(images), labels, images=images)
     taught = teacher(images).softmax(-1)
     for column, logits in enumerate(net(images).logits):
         expected = -(taught * logits.log_softmax(-1)).sum(-1).mean()
         torch.testing.assert_close(loss.mimicry[-1, column], expected)
     loss.total.backward()
+
+
+def test_several_networks_teach_by_their_mean_probability(teaching, folder, tmp_path):
+    train(replace(changed(teaching, optim={"epochs": 1}), method="baseline", seed=8), RunFolder(tmp_path / "other"))
+    both = changed(teaching, teacher={"run": (str(tmp_path / "teacher"), str(tmp_path / "other"))})
+    train(both, folder)
+    config = recipe.load(folder.config)
+    assert len(set(config.teacher.sha256.split(","))) == 2
+    train(config, folder, resume=True)
+    teachers = [build_teacher(each, IMAGES) for each in config.teacher.each]
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    net = sb.attach(timm.create_model("cifar_resnet20", in_chans=1)).eval()
+    loss = build_objective(config, teachers)(net(images), labels, images=images)
+    taught = torch.stack([each(images).softmax(-1) for each in teachers]).mean(0)
+    torch.testing.assert_close(loss.mimicry[-1, 0], -(taught * net(images).main.log_softmax(-1)).sum(-1).mean())
+    swapped = changed(config, teacher={"run": tuple(reversed(config.teacher.run))})
+    with pytest.raises(sb.UserError, match="are not those that the config names"):
+        train(swapped, folder, resume=True)
 
 
 def test_the_teacher_s_images_are_converted_to_its_own_normalisation_and_size():
@@ -76,15 +95,15 @@ def test_a_timm_name_with_weights_teaches(teaching, tmp_path, kind):
     config = changed(teaching, teacher={"run": "", "model": "cifar_resnet32", "weights": str(path)})
     images = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(build_teacher(config, IMAGES)(images), net(images).main)
+        torch.testing.assert_close(build_teacher(config.teacher, IMAGES)(images), net(images).main)
 
 
 def test_only_students_that_are_named_learn_from_it(teaching):
-    teacher = build_teacher(teaching, IMAGES)
+    teacher = build_teacher(teaching.teacher, IMAGES)
     arrays = {}
     for students, deep in (("main", False), ("main", True), ("branches", True), ("all", False)):
         config = changed(teaching, teacher={"students": students, "deep_supervision": deep})
-        arrays[students, deep] = build_objective(config, teacher).arrays(("main", "b1", "b2"))
+        arrays[students, deep] = build_objective(config, [teacher]).arrays(("main", "b1", "b2"))
         assert config.has_branches == (students != "main" or deep)
     assert arrays["main", True] == ((1, 1, 1), (*[(0, 0, 0)] * 3, (1, 0, 0)))
     assert arrays["branches", True] == ((1, 1, 1), (*[(0, 0, 0)] * 3, (0, 1, 1)))
@@ -111,15 +130,15 @@ def test_weights_of_another_network_and_other_classes_are_refused(teaching, tmp_
     path = str(tmp_path / "teacher" / "model.safetensors")
     other = changed(teaching, teacher={"run": "", "model": "cifar_resnet32", "weights": path})
     with pytest.raises(sb.UserError, match=r"no weights of the teacher's network, CifarResNet .*layer1.1"):
-        build_teacher(other, IMAGES)
+        build_teacher(other.teacher, IMAGES)
     with pytest.raises(sb.UserError, match=r"trained on other classes: 10 \(0, 1, 2, ...\), not 10 \(a, "):
-        build_teacher(teaching, IMAGES | {"classes": list("abcdefghij")})
+        build_teacher(teaching.teacher, IMAGES | {"classes": list("abcdefghij")})
 
 
 def test_a_file_without_a_header_is_for_images_as_timm_s_networks_take_them(teaching, tmp_path):
     net = timm.create_model("test_resnet", in_chans=1, num_classes=10).eval()
     save_file(net.state_dict(), path := tmp_path / "weights.safetensors")
     config = changed(teaching, teacher={"run": "", "model": "test_resnet", "weights": str(path)})
-    teacher = build_teacher(config, IMAGES)
+    teacher = build_teacher(config.teacher, IMAGES)
     assert teacher.size == net.pretrained_cfg["input_size"][1:]
     assert teacher.factor.flatten()[0] == pytest.approx(IMAGES["std"][0] / net.pretrained_cfg["std"][0])

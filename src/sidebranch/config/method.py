@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 from sidebranch.config.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, PROBABILITY, SHARE, Range, check_ranges
@@ -153,22 +154,31 @@ class TeacherConfig:
     """kd: the outside, frozen network that teaches; it sees the student's augmented images.
 
     Args:
-        run: folder of a finished run, whose shipped network teaches.
+        run: folder of a finished run, whose shipped network teaches; of several, `[a, b]`, the mean probability.
         model: or timm's name of a network.
         weights: its weights: a `.safetensors` file, or a checkpoint of the papers' public code; timm's own, downloaded,
             if empty. A file that does not say which images it is for is taken to be for timm's, if the network is
             timm's, else for the student's.
         students: who mimics it: `main`, the `branches`, or `all`.
         deep_supervision: whether the branches learn from the labels too ("+DS" in DKS Table 6).
-        sha256: of the file with its weights; filled in when a run starts, so that no other teacher continues it.
+        sha256: of the file with its weights, of several joined by commas; filled in when a run starts, so that no other
+            teacher continues it.
     """
 
-    run: str = ""
+    run: tuple[str, ...] | str = ""
     model: str = ""
     weights: str = ""
     students: Literal["main", "branches", "all"] = "main"
     deep_supervision: bool = False
     sha256: str = ""
+
+    @property
+    def each(self) -> tuple[TeacherConfig, ...]:
+        """One config a network."""
+        if isinstance(self.run, str):
+            return (self,)
+        known = self.sha256.split(",") if self.sha256 else [""] * len(self.run)
+        return tuple(replace(self, run=run, sha256=sha) for run, sha in zip_longest(self.run, known, fillvalue=""))
 
 
 @dataclass(frozen=True)

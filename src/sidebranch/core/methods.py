@@ -110,7 +110,7 @@ def pcl(weight: float = 1.0, temperature: float = 3.0) -> Objective:
 
 
 def kd(
-    teacher: nn.Module,
+    teacher: nn.Module | Sequence[nn.Module],
     students: Literal["main", "branches", "all"] = "main",
     *,
     deep_supervision: bool = False,
@@ -120,7 +120,7 @@ def kd(
     """Knowledge distillation from an outside, frozen teacher (Hinton et al. 2015; the rows of DKS's Table 6).
 
     Args:
-        teacher: images to logits over the same classes.
+        teacher: images to logits over the same classes; of several networks, the mean probability teaches.
         students: who mimics the teacher.
         deep_supervision: whether the branches learn from the labels too ("+DS").
         weight: of every student's mimicry.

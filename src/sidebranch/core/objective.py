@@ -82,8 +82,8 @@ class Objective(nn.Module):
             or a mapping of pairs, `{"b1->main": 1}`, the others 0; or a function from C to the weights. Further
             teachers are further rows, `teachers` first; the outside network's name in pairs is "teacher".
         temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
-        teacher: an outside network, images to logits. The objective keeps a frozen copy in eval mode, which follows
-            `.to()` and stays out of `state_dict()`. Calls then need `images`.
+        teacher: an outside network, images to logits, or several, whose mean probability teaches. The objective keeps
+            frozen copies in eval mode, which follow `.to()` and stay out of `state_dict()`. Calls then need `images`.
         teachers: names of further teachers. `ensemble` is the mean of the classifiers' logits and `best` the classifier
             with the lowest loss in the batch; the logits of all others are given to every call as `taught`.
         divergence: of student from teacher: `kl`, the papers'; `standardised`, the same of logits that each image's
@@ -101,7 +101,7 @@ class Objective(nn.Module):
         supervision: Supervision,
         mimicry: Mimicry,
         temperature: float = 1.0,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         teachers: Sequence[str] = (),
         divergence: str = "kl",
         decoupled: tuple[float, float] = (1.0, 8.0),
@@ -117,11 +117,12 @@ class Objective(nn.Module):
         self.teachers = tuple(teachers)
         self.divergence, self.decoupled = divergence, decoupled
         # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
-        self._teachers = () if teacher is None else (copy.deepcopy(teacher).eval().requires_grad_(False),)
+        given = (teacher,) if isinstance(teacher, nn.Module) else teacher or ()
+        self._teachers = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in given)
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The frozen copy of the outside teacher."""
+        """The frozen copy of the outside teacher, or of the first of several."""
         return self._teachers[0] if self._teachers else None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -239,7 +240,7 @@ class Objective(nn.Module):
                     "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
                 )
             with torch.no_grad():
-                found.append([self.teacher(images)])
+                found.append([each(images) for each in self._teachers])
         return torch.stack([self._softened(each) for each in found], 1) if found else None
 
     @torch.no_grad()

@@ -6,20 +6,21 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from sidebranch.config.method import TeacherConfig
 from sidebranch.config.schema import Config
 from sidebranch.errors import UserError
 from sidebranch.runs.folder import RunFolder
 from sidebranch.weights import weights_file
 
 
-def teacher_file(config: Config) -> Path | None:
-    """The file with the teacher's weights; None for timm's own, which are downloaded.
+def teacher_file(teacher: TeacherConfig) -> Path | None:
+    """The file with one teacher's weights; None for timm's own, which are downloaded.
 
     Raises:
         UserError: it is missing.
     """
-    teacher = config.teacher
     if teacher.run:
+        assert isinstance(teacher.run, str)
         folder = RunFolder(Path(teacher.run))
         if not folder.config.is_file() or not folder.weights.is_file():
             raise UserError(
@@ -46,9 +47,10 @@ def with_hashes(config: Config, resuming: bool = False) -> Config:
     if model.weights and not (resuming and model.sha256):
         found = _hash(weights_file(model.weights), model.sha256, "model")
         config = replace(config, model=replace(model, sha256=found))
-    path = teacher_file(config) if config.method == "kd" else None
-    if path is not None:
-        config = replace(config, teacher=replace(teacher, sha256=_hash(path, teacher.sha256, "teacher")))
+    if config.method == "kd":
+        files = [(teacher_file(each), each.sha256) for each in teacher.each]
+        found = [_hash(path, known, "teacher") for path, known in files if path is not None]
+        config = replace(config, teacher=replace(teacher, sha256=",".join(found)) if found else teacher)
     return config
 
 

@@ -109,7 +109,7 @@ class _Run:
             shape=self.dataset.shape,
             train_images=self.dataset.epoch_images,
             num_classes=len(self.dataset.classes),
-            teacher=setup.teacher_on_device(config, self.dataset, fabric, self.choices),
+            teachers=setup.teachers_on_device(config, self.dataset, fabric, self.choices),
         )
         self.train_step.draw(Moment(0, 0, 1))  # raises if the config names a branch that does not exist
         facts = {

@@ -31,12 +31,12 @@ from sidebranch.train.recompute import checkpoint_activations
 from sidebranch.train.teacher import build_teacher
 
 
-def build_objective(config: Config, teacher: nn.Module | None = None) -> Objective:
+def build_objective(config: Config, teachers: Sequence[nn.Module] = ()) -> Objective:
     """The method's objective, with the config's own weights of labels and pairs if it has any.
 
     Args:
         config: of the run.
-        teacher: of method kd: images as the student sees them to logits.
+        teachers: of method kd: images as the student sees them to logits.
     """
     options = config.objective
     weight, pairs = (options.mimicry, None) if isinstance(options.mimicry, (int, float)) else (1.0, options.mimicry)
@@ -45,9 +45,9 @@ def build_objective(config: Config, teacher: nn.Module | None = None) -> Objecti
     if config.method == "dsl":
         made = methods.dsl()
     elif config.method == "kd":
-        assert teacher is not None
+        assert teachers
         students, labels = config.teacher.students, config.teacher.deep_supervision
-        made = methods.kd(teacher, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
+        made = methods.kd(teachers, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
     else:
         made = methods.dhm(options.direction, weight, options.temperature, teachers=config.teachers)
     made.divergence, made.decoupled = options.divergence, options.decoupled
@@ -158,14 +158,13 @@ def build_networks(config: Config, dataset: Dataset, fabric: Fabric, choices: Ch
     return Networks(inner, ema, average, tuple(str(each.message) for each in caught))
 
 
-def teacher_on_device(config: Config, dataset: Dataset, fabric: Fabric, choices: Choices) -> nn.Module | None:
-    """The outside teacher in the run's layout; None without one."""
-    if config.method != "kd":
-        return None
-    teacher = build_teacher(config, dataset.described).to(fabric.device)
-    if choices.channels_last:
-        teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return teacher
+def teachers_on_device(config: Config, dataset: Dataset, fabric: Fabric, choices: Choices) -> list[nn.Module]:
+    """The outside teachers of method kd in the run's layout."""
+    chosen = config.teacher.each if config.method == "kd" else ()
+    teachers = [build_teacher(each, dataset.described).to(fabric.device) for each in chosen]
+    for each in teachers if choices.channels_last else ():
+        each.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return teachers
 
 
 def build_past(config: Config, dataset: Dataset, fabric: Fabric) -> PastTeacher | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,7 @@ class TrainStep:
         shape: of an image: channels, height, width.
         train_images: per epoch, over all processes.
         num_classes: K.
-        teacher: of method kd, on the device.
+        teachers: of method kd, on the device.
 
     Attributes:
         meter: loss and hits of every classifier.
@@ -102,12 +102,12 @@ class TrainStep:
         shape: tuple[int, ...],
         train_images: int,
         num_classes: int,
-        teacher: nn.Module | None = None,
+        teachers: Sequence[nn.Module] = (),
     ) -> None:
         self.config, self.fabric = config, fabric
         self.inner, self.network, self.optimizer = inner, network, optimizer
         self.shape, self.train_images, self.num_classes = shape, train_images, num_classes
-        self.objective = setup.build_objective(config, teacher)
+        self.objective = setup.build_objective(config, teachers)
         self.sampler = setup.build_sampler(config.sampling, inner.names)
         self.roots = setup.build_roots(config.sampling)
         self.triplet = setup.build_triplet(config.objective, fabric.world_size)
@@ -117,7 +117,7 @@ class TrainStep:
         self.averages = tuple(dict.fromkeys(each for each in (ema, average) if each is not None))
         self.average_teacher = AverageTeacher(config.teachers_of(AVERAGE), average) if average is not None else None
         self.past = past
-        self._outside = (*self.objective.teachers, *(() if teacher is None else (TEACHER,)))
+        self._outside = (*self.objective.teachers, *((TEACHER,) if teachers else ()))
         self.finiteness = Finiteness(inner.names, fabric.device, self._outside)
         self.unused_gradients = UnusedGradients()
         if setup.may_skip_branches(config):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidebranch.config import recipe
-from sidebranch.config.method import ModelConfig
-from sidebranch.config.schema import Config
+from sidebranch.config.method import ModelConfig, TeacherConfig
 from sidebranch.errors import UserError
 from sidebranch.network import build_backbone, build_network, untrained
 from sidebranch.runs.folder import RunFolder
@@ -51,17 +50,17 @@ class Converted(nn.Module):
         return logits.clone()  # an ordinary tensor
 
 
-def build_teacher(config: Config, described: Mapping[str, Any]) -> nn.Module:
-    """The teacher of a run with method kd: the student's images to logits.
+def build_teacher(teacher: TeacherConfig, described: Mapping[str, Any]) -> nn.Module:
+    """One teacher of method kd: the student's images to logits.
 
     Args:
-        config: of the student's run.
+        teacher: one of `TeacherConfig.each`.
         described: the student's images: `Dataset.described`.
 
     Raises:
         UserError: its weights are missing, damaged, or of another network or other classes.
     """
-    path, teacher = teacher_file(config), config.teacher
+    path = teacher_file(teacher)
     channels, classes = described["input_size"][0], described["classes"]
     header: dict[str, Any] = {}
     if path is None:
@@ -69,6 +68,7 @@ def build_teacher(config: Config, described: Mapping[str, Any]) -> nn.Module:
     else:
         state, header = read_weights(path)
         if teacher.run:
+            assert isinstance(teacher.run, str)
             network = _network_of_run(RunFolder(Path(teacher.run)), header)
         else:
             network = build_backbone(ModelConfig(teacher.model), len(classes), channels)
