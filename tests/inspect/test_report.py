@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sidebranch as sb
+from sidebranch.inspect.arrays import who_teaches_whom
 from sidebranch.inspect.chart import scripts
 from sidebranch.inspect.charts import calibration_error, error_over_epochs, final_values, worst_classes
 from sidebranch.inspect.record import by_kind, read_record, spread, summarise
@@ -81,6 +82,7 @@ def test_the_page_needs_nothing_beside_it_and_shows_every_run(records, tmp_path)
         "Over the epochs",
         "After the last epoch",
         "Cost and result",
+        "DHM: who teaches whom",
         "DHM: each classifier over the epochs",
         "DHM: who has learnt from whom",
         "Reliability of main",
@@ -99,6 +101,23 @@ def test_numbers_beside_a_chart_are_those_of_the_runs(records):
     assert ("DHM", "main", f"{sum(errors) / 2:.2f}", "2") in final.rows
     drawn = curves.spec["datasets"] if "datasets" in curves.spec else curves.spec["data"]["values"]
     assert len(drawn) == 2 * 2 * 2  # kinds, parts, epochs
+
+
+def test_the_arrays_are_drawn_as_they_were_trained():
+    objective = sb.Objective(
+        {"main": 1, "b1": 0.5}, {"main->b1": 2.0, "average->main": 0.25}, 3.0, teachers=["average"]
+    )
+    chart = who_teaches_whom("mine", objective.described(("main", "b1")))
+    assert chart.rows == (
+        ("labels", "main", "1"),
+        ("labels", "b1", "0.5"),
+        ("main", "b1", "2"),
+        ("average", "main", "0.25"),
+    )
+    assert "T = 3" in chart.caption
+    assert "average: the moving average of the network" in chart.caption
+    plain = who_teaches_whom("baseline", sb.baseline().described(("main",)))
+    assert plain.rows == (("labels", "main", "1"),)
 
 
 def test_calibration_is_as_guo_et_al_define_it():

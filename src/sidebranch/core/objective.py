@@ -133,8 +133,7 @@ class Objective(nn.Module):
 
     def arrays(self, names: Sequence[str]) -> tuple[Vector, Matrix]:
         """The two arrays for a network with these classifiers; the mimicry's diagonal set to zero."""
-        count = len(names)
-        teachers = (*names, *self.teachers, *((TEACHER,) if self.teacher is not None else ()))
+        count, teachers = len(names), self.rows(names)
         if twice := [name for name in self.teachers if teachers.count(name) > 1]:
             raise UserError(f"two teachers are called '{twice[0]}'; give each its own name")
         rows = len(teachers)
@@ -147,6 +146,22 @@ class Objective(nn.Module):
             raise UserError(f"mimicry is {shape}; the classifiers {_listed(names)} need {rows} x {count}")
         matrix = tuple(tuple(0.0 if p == q else float(row[q]) for q in range(count)) for p, row in enumerate(mimicry))
         return tuple(map(float, supervision)), matrix
+
+    def rows(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Names of the teachers, in the order of the mimicry's rows."""
+        return (*names, *self.teachers, *((TEACHER,) if self.teacher is not None else ()))
+
+    def described(self, names: Sequence[str]) -> dict[str, Any]:
+        """What this objective is for a network with these classifiers, in plain values."""
+        supervision, mimicry = self.arrays(names)
+        return {
+            "students": list(names),
+            "teachers": list(self.rows(names)),
+            "supervision": list(supervision),
+            "mimicry": [list(row) for row in mimicry],
+            "temperature": self.temperature,
+            "divergence": self.divergence,
+        }
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 
 from sidebranch.errors import UserError
 from sidebranch.inspect import charts
+from sidebranch.inspect.arrays import who_teaches_whom
 from sidebranch.inspect.chart import Chart, as_json, scripts
 from sidebranch.inspect.charts import Groups
 from sidebranch.inspect.exit_charts import error_against_macs, error_against_time
@@ -195,6 +196,8 @@ def _of_classifiers(groups: Groups) -> list[Chart]:
     found = []
     for kind, group in list(groups.items())[:MOST]:
         if len(group[0].columns) > 1:
+            if "objective" in group[0].environment:  # runs of version 0.1.0 and before have none
+                found.append(who_teaches_whom(kind, group[0].environment["objective"]))
             found += [charts.classifiers_over_epochs(kind, group), charts.mimicry_over_epochs(kind, group)]
     return [chart for chart in found if chart is not None]
 

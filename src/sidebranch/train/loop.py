@@ -170,6 +170,7 @@ class _Run:
                 self.fabric.device,
                 choices=asdict(self.choices),
                 parameters=parameters(inner),
+                objective=self.train_step.objective.described(self.names),
                 image=list(self.dataset.shape),
                 images={"train": len(self.dataset.train), "val": len(self.dataset.val)},
             )
