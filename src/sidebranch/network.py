@@ -138,7 +138,7 @@ def _attached(backbone: nn.Module, config: Config, shape: Sequence[int]) -> Bran
     branches = config.branches
     if not config.has_branches and not branches.only:
         return attach(backbone, [])
-    growth = Growth(branches.keep, branches.width, branches.init)
+    growth = Growth(branches.keep, branches.width, branches.init, branches.pool)
     kind = None if config.model.branches == "default" else config.model.branches
     use = (branches.only,) if branches.only else branches.use
     net = attach(

@@ -91,6 +91,15 @@ def test_the_nearest_is_wider_and_the_shared_stages_are_not_copied():
     assert not any(path.split(".")[0] in ("conv1", "layer1", "layer2") for path in b2.branch.body.state_dict())
 
 
+def test_a_branch_that_pools_sees_averaged_features():
+    plain, pooled = (grow(little("resnet18"), growth=sb.Growth(pool=pool))[0].branch.body.eval() for pool in (1, 2))
+    pooled.load_state_dict(plain.state_dict())
+    features = torch.randn(2, 256, 5, 5)
+    averaged = torch.nn.functional.avg_pool2d(features, 2, ceil_mode=True)
+    assert averaged.shape[-1] == 3
+    torch.testing.assert_close(pooled(features), plain(averaged))
+
+
 def test_depthwise_and_grouped_convolutions_are_widened_too():
     mobile = grow(little("mobilenetv2_050"))[0]
     assert mobile.width == 2
@@ -313,6 +322,11 @@ def test_a_place_that_is_no_fork_is_refused_with_its_reason(run, at, message):
         (lambda: sb.attach(torchvision.models.googlenet(init_weights=False)), "aux_logits=False"),
         (lambda: sb.Growth(keep=0), "keep 0 of the blocks"),
         (lambda: sb.Growth(width=99), "width is 99"),
+        (lambda: sb.Growth(pool=0), "squares of side 0"),
+        (
+            lambda: grow(little("vit_tiny_patch16_224"), growth=sb.Growth(pool=2)),
+            "branches that pool need feature maps",
+        ),
         (lambda: sb.Growth(init="copied"), "choose from: fresh, copy"),  # pyright: ignore[reportArgumentType]
         (lambda: sb.Growth(init="copy"), "give width 1"),
         (lambda: sb.attach(little("vit_tiny_patch16_224"), input_size=(3, 64, 64)), "does not take images of 3x64x64"),

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import timm
@@ -138,7 +138,8 @@ def test_precision_and_synced_batch_norm_are_trained():
 
 def test_growth_has_one_set_of_defaults():
     growth, branches = sb.Growth(), Config().branches
-    assert (growth.keep, growth.width, growth.init) == (branches.keep, branches.width, branches.init)
+    names = [field.name for field in fields(growth)]
+    assert [getattr(growth, name) for name in names] == [getattr(branches, name) for name in names]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ BEYOND = {
     "branches.at": ["no.such"],
     "branches.keep": -1.0,
     "branches.width": 0.0,
+    "branches.pool": 0,
     "branches.init": "copied",
     "branches.roots": "top",
     "branches.batch_fraction": 1.5,

@@ -39,17 +39,22 @@ class Growth:
         keep: share of the repeated blocks that the branches below the nearest keep, in (0, 1].
         width: channels of the branch nearest the top, as a multiple of the backbone's.
         init: "fresh", weights from the backbone's init distribution; "copy", the tail's own weights.
+        pool: side of the squares of its fork's features that each branch averages before its first layer: 2 gives it
+            half the resolution, and a quarter of the multiply-adds.
     """
 
     keep: float = 0.5
     width: float = 2.0
     init: Literal["fresh", "copy"] = "fresh"
+    pool: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise UserError(f"grown branches keep {self.keep} of the blocks; it must be a share above 0 and up to 1")
         if not 0.1 <= self.width <= 16:
             raise UserError(f"grown branches' width is {self.width}; it must be from 0.1 to 16 times the backbone's")
+        if not 1 <= self.pool <= 8:
+            raise UserError(f"grown branches pool squares of side {self.pool}; it must be from 1 to 8")
         if self.init not in ("fresh", "copy"):
             raise UserError(f"grown branches start '{self.init}'; choose from: fresh, copy")
         if self.init == "copy" and self.width != 1:
@@ -245,8 +250,23 @@ def _grow(traced: Trace, training: Trace | None, name: str, at: str, growth: Gro
         except CannotWiden as error:
             notes.append(f"{name} is as wide as main: it cannot be widened at {error}")
             body = module_of(traced.root, graph, "Tail")
+    if growth.pool > 1:
+        features = value_of(fork)
+        if features.ndim != 4 or channels(features, size) != features.shape[1]:
+            raise UserError(f"branches that pool need feature maps [N, C, H, W]; '{at}' gives {tuple(features.shape)}")
+        _pool_input(body, growth.pool)
     _try_out(body, fork, traced.logits, name)
     return Grown(SideBranch(name, at, body), (kept, total), width, tuple(notes))
+
+
+def _pool_input(body: fx.GraphModule, side: int) -> None:
+    """Averages squares of what comes in, those at the edge too."""
+    body.add_module("pool_input", nn.AvgPool2d(side, ceil_mode=True))
+    given = next(node for node in body.graph.nodes if node.op == "placeholder")
+    with body.graph.inserting_after(given):
+        pooled = body.graph.call_module("pool_input", (given,))
+    given.replace_all_uses_with(pooled, delete_user_cb=lambda user: user is not pooled)
+    body.recompile()
 
 
 # Functional dropout has the mode of the tracing as a constant; as a module it follows the model's mode.

@@ -24,6 +24,7 @@ def parser() -> ArgumentParser:
     made.add_argument("--count", type=int, default=default.count, help="Number of branches, without --at.")
     made.add_argument("--keep", type=float, default=default.keep, help="Auto: share of blocks the farther ones keep.")
     made.add_argument("--width", type=float, default=default.width, help="Auto: the nearest's width, as a multiple.")
+    made.add_argument("--pool", type=int, default=default.pool, help="Auto: side of the squares that branches average.")
     made.add_argument("--num-classes", type=int, default=1000, help="Number of classes.")
     made.add_argument("--input-size", type=int, nargs=3, default=[], help="Channels, height, width of an image.")
     made.add_argument("--small-input", action="store_true", help="Adapt the stem to images of 32x32 to 64x64.")
@@ -55,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
             None if options.kind == "default" else options.kind,
             count=options.count,
             at=options.at,
-            growth=Growth(options.keep, options.width),
+            growth=Growth(options.keep, options.width, pool=options.pool),
             input_size=size or None,
         )
     shown = anatomy(net, size or None, [str(note.message) for note in notes])

@@ -55,6 +55,8 @@ class BranchesConfig:
         at: auto: the modules to fork at (`sidebranch branches NAME` lists them); if empty, the ends of the last stages.
         keep: auto: share of the repeated blocks that all branches but the nearest to the top keep.
         width: auto: channels of the branch nearest the top, as a multiple of the backbone's.
+        pool: auto: side of the squares of features that a branch averages before its first layer: 2 halves its
+            resolution.
         init: auto: `fresh` weights, or a `copy` of the backbone's tail (needs width 1).
         roots: `end`, every branch forks at the end of its stage; `stage`, at a block of that stage that is drawn during
             training (DHM section 3.2), as the group `sampling` says.
@@ -70,6 +72,7 @@ class BranchesConfig:
     at: tuple[str, ...] = ()
     keep: float = 0.5
     width: float = 2.0
+    pool: int = 1
     init: Literal["fresh", "copy"] = "fresh"
     roots: Literal["end", "stage"] = "end"
     batch_fraction: float = 1.0
@@ -83,6 +86,7 @@ class BranchesConfig:
             count=AT_LEAST_1,
             keep=SHARE,
             width=Range(0.1, 16),
+            pool=Range(1, 8),
             batch_fraction=SHARE,
             start_epoch=AT_LEAST_0,
             stop_epoch=AT_LEAST_0,

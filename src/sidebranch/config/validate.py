@@ -61,16 +61,13 @@ def _validate_branches(config: Config) -> None:
             raise UserError(f"branches.only trains one branch alone, which is --method baseline, not {config.method}")
         if branches.use:
             raise UserError("branches.only and branches.use exclude each other; one branch alone is branches.only")
-    if branches.kind != "blocks" and (branches.init == "copy" or branches.keep != 0.5 or branches.width != 2):
-        raise UserError(f"branches.kind {branches.kind} has its own depth and width: leave out keep, width and init")
+    if branches.kind != "blocks" and _grows(branches):
+        raise UserError(f"branches.kind {branches.kind} has its own form: leave out keep, width, pool and init")
     if branches.init == "copy" and branches.width != 1:
         raise UserError(f"branches.init copy needs branches.width 1, not {branches.width:g}")
-    is_custom = any(
-        getattr(branches, name) != getattr(BranchesConfig, name) for name in ("at", "keep", "width", "init")
-    )
-    if config.model.branches == "paper" and is_custom:
+    if config.model.branches == "paper" and (branches.at or _grows(branches)):
         raise UserError(
-            "branches.at, keep, width and init need model.branches auto; published branches cannot be modified"
+            "branches.at, keep, width, pool and init need model.branches auto; published branches cannot be modified"
         )
     if branches.stop_epoch and branches.stop_epoch <= branches.start_epoch:
         raise UserError(
@@ -81,6 +78,11 @@ def _validate_branches(config: Config) -> None:
             f"branches.start_epoch is {branches.start_epoch}; with optim.epochs {config.optim.epochs} the branches "
             f"would never train"
         )
+
+
+def _grows(branches: BranchesConfig) -> bool:
+    """Whether the config says how branches grow."""
+    return any(getattr(branches, name) != getattr(BranchesConfig, name) for name in ("keep", "width", "pool", "init"))
 
 
 def _validate_teachers(config: Config) -> None:
