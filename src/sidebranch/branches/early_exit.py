@@ -83,25 +83,25 @@ class EarlyExit(nn.Module):
         wanted = exits or policy.exits or net.names
         at = {name: forks[name] for name in net.names if name in wanted and name != MAIN}
         places = _in_order(traced, set(at.values()))
-        self.trunks = nn.ModuleDict()
+        self.trunks: nn.ModuleDict = nn.ModuleDict()
         nodes = {place: traced.fork(place) for place in places}
         for before, place in zip((START, *places), places, strict=False):
             graph = traced.stem(nodes[place]) if before == START else traced.tail(nodes[before], nodes[place])[0]
             self.trunks[_key(before, place)] = module_of(backbone, graph, "Trunk")
         last = places[-1] if places else START
-        self.heads = nn.ModuleDict({name: alone.branches[name] for name in at})
+        self.heads: nn.ModuleDict = nn.ModuleDict({name: alone.branches[name] for name in at})
         if MAIN in wanted:
             self.heads[MAIN] = backbone if last == START else module_of(backbone, traced.tail(nodes[last])[0], "Tail")
             at[MAIN] = last
-        self.costs = self._costs(at, places, traced.images.shape[1:])
-        self.steps = _steps(self.costs, at, places, max_cost)
-        self.exits = tuple(step.name for step in self.steps)
+        self.costs: dict[str, tuple[int, int]] = self._costs(at, places, traced.images.shape[1:])
+        self.steps: tuple[Step, ...] = _steps(self.costs, at, places, max_cost)
+        self.exits: tuple[str, ...] = tuple(step.name for step in self.steps)
         used = {_key(*pair) for step in self.steps for pair in step.trunks}
         for parts, kept in ((self.heads, set(self.exits)), (self.trunks, used)):
             for name in set(parts) - kept:
                 del parts[name]
         thresholds = {name: policy.thresholds.get(name, 1.0) for name in self.exits[:-1]}
-        self.policy = replace(policy, exits=self.exits, thresholds=thresholds)
+        self.policy: ExitPolicy = replace(policy, exits=self.exits, thresholds=thresholds)
         self.eval()
 
     @torch.no_grad()

@@ -27,10 +27,10 @@ class Tail(nn.Module):
 
     def __init__(self, stages: Mapping[str, nn.Module], channels: int, num_classes: int, norm: bool = False) -> None:
         super().__init__()
-        self.stage_names = tuple(stages)
+        self.stage_names: tuple[str, ...] = tuple(stages)
         for name, stage in stages.items():
             self.add_module(name, stage)
-        self.bn = nn.BatchNorm2d(channels) if norm else None
+        self.bn: nn.Module | None = nn.BatchNorm2d(channels) if norm else None
         self.fc: nn.Module = nn.Linear(channels, num_classes)
 
     def forward_features(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:

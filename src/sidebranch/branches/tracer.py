@@ -98,11 +98,12 @@ class Tracer(fx.Tracer):
 
     def __init__(self, images: Tensor, opens: Callable[[nn.Module], bool]) -> None:
         super().__init__()
-        self.images, self.opens = images, opens
+        self.images: Tensor = images
+        self.opens: Callable[[nn.Module], bool] = opens
         self.proxy_buffer_attributes = True
         self.calls: dict[str, list[Call]] = {}
         self.views: dict[int, list[fx.Node]] = {}  # storage to the nodes whose outputs share it
-        self.is_running = False  # a leaf is being executed
+        self.is_running: bool = False  # a leaf is being executed
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not self.opens(m)

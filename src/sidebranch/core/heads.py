@@ -28,8 +28,9 @@ class Head:
     """
 
     def __init__(self, name: str, neck: nn.Module | None) -> None:
-        self.name, self.neck = name, neck
-        self.is_open = False
+        self.name: str = name
+        self.neck: nn.Module | None = neck
+        self.is_open: bool = False
         self.features: Tensor | None = None
 
     def record(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
@@ -56,7 +57,8 @@ class Head:
 
     def close(self) -> None:
         """Stops recording and forgets the features."""
-        self.features, self.is_open = None, False
+        self.features = None
+        self.is_open = False
 
 
 def find_classifiers(backbone: nn.Module, branches: nn.ModuleDict) -> dict[str, str]:

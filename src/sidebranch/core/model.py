@@ -117,12 +117,12 @@ class BranchedModel(nn.Module):
     def __init__(self, backbone: nn.Module, branches: Sequence[SideBranch] = ()) -> None:
         super().__init__()
         self.backbone = backbone
-        self.branches = nn.ModuleDict()
+        self.branches: nn.ModuleDict = nn.ModuleDict()
         self.forks: dict[str, str] = {}
         self.places: dict[str, tuple[str, ...]] = {}
         self._taps: dict[str, _Tap] = {}
         self.classifiers: dict[str, str] = {}
-        self.necks = nn.ModuleDict()
+        self.necks: nn.ModuleDict = nn.ModuleDict()
         self._heads: dict[str, Head] = {}
         modules = dict(backbone.named_modules())
         for branch in branches:

@@ -113,9 +113,10 @@ class Objective(nn.Module):
             raise UserError(f"the temperature is {temperature}; it must be above 0")
         self.supervision = supervision
         self.mimicry = mimicry
-        self.temperature = float(temperature)
-        self.teachers = tuple(teachers)
-        self.divergence, self.decoupled = divergence, decoupled
+        self.temperature: float = float(temperature)
+        self.teachers: tuple[str, ...] = tuple(teachers)
+        self.divergence: str = divergence
+        self.decoupled: tuple[float, float] = decoupled
         # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
         given = (teacher,) if isinstance(teacher, nn.Module) else teacher or ()
         self._teachers = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in given)

@@ -34,7 +34,8 @@ class TripletLoss(nn.Module):
             from pytorch_metric_learning.miners import BatchHardMiner
         except ImportError as error:
             raise UserError("the triplet loss needs pytorch-metric-learning: pip install 'sidebranch[reid]'") from error
-        self.miner, self.loss = BatchHardMiner(), TripletMarginLoss(margin=margin)
+        self.miner: nn.Module = BatchHardMiner()
+        self.loss: nn.Module = TripletMarginLoss(margin=margin)
         self.gather: Gather | None = gather
 
     def forward(self, outputs: Outputs, labels: Tensor) -> Tensor:
