@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # uv takes a torch and a torchvision that fit each other; plain pip may not. It lives in a folder of its own.
 UV := .uv/bin/uv
 
-.PHONY: env demo test unit test-faults lint check lock bench bench-scaling coverage-table clean
+.PHONY: env demo docs dist test unit test-faults lint check lock bench bench-scaling coverage-table clean
 
 env: $(VENV)/.ready
 
@@ -35,6 +35,18 @@ test: env
 
 unit: env
 	$(TESTING) $(BIN)/pytest -q -n auto
+
+# The site, in docs/_build/index.html; it needs no network to be read.
+docs: env
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build
+
+# Wheel and sdist, tried where this repository is not at hand: the library with what it asks for alone, then the command.
+# RESOLUTION=lowest-direct takes the oldest versions that pyproject.toml allows.
+RESOLUTION ?= highest
+dist: $(UV)
+	rm -rf dist
+	$(UV) build --quiet --out-dir dist
+	benchmarks/try_wheel.sh $(UV) $(PYTHON) $(RESOLUTION)
 
 # All fault injections; what came out goes to results/faults.json and docs/results.md.
 test-faults: env

@@ -19,7 +19,7 @@ html_title = f"sidebranch {release}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "_generated"]
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nitpicky = False
 default_role = "literal"  # docstrings mark code as Markdown does
@@ -35,6 +35,5 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = html_show_copyright = False
 html_copy_source = html_show_sourcelink = False
-mathjax_path = ""
 
 generated.write(DOCS / "_generated")

@@ -63,7 +63,8 @@ def _fields() -> Iterator[str]:
 
 
 def _table(title: str, group: Any, prefix: str) -> str:
-    described = {each.arg_name: " ".join((each.description or "").split()) for each in parse(group.__doc__ or "").params}
+    params = parse(group.__doc__ or "").params
+    described = {each.arg_name: " ".join((each.description or "").split()) for each in params}
     rows = []
     for field in dataclasses.fields(group):
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]
