@@ -129,7 +129,8 @@ def _computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return torch.cpu.get_capabilities().get("avx512_bf16", False)
+        known = getattr(torch.cpu, "get_capabilities", None)  # not in torch 2.6
+        return known().get("avx512_bf16", False) if known else torch.cpu._is_avx512_bf16_supported()
     return False
 
 
