@@ -99,6 +99,24 @@ def test_the_command_names_the_extra_that_is_missing():
     )
 
 
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "ray", "webdataset", "datasets", "nvidia", "wandb", "mlflow"}
+OPTIONAL |= {"pytorch_metric_learning", "jaxtyping"}
+RUNS_ALONE = {"run_exits.py"}  # what is shipped to where ONNX Runtime is
+
+
+def test_what_an_extra_brings_is_imported_only_where_it_is_needed():
+    """Not when a file is imported: `pip install 'sidebranch[train]'` must do without."""
+    for path in FILES:
+        names = set()
+        for node in ast.parse(path.read_text()).body:
+            names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            if isinstance(node, ast.ImportFrom):
+                names |= {node.module or "", *(alias.name for alias in node.names)}
+        wrong = {name.split(".")[0] for name in names} & OPTIONAL
+        assert not wrong or path.name in RUNS_ALONE, f"{path.relative_to(ROOT)}: {sorted(wrong)}"
+        assert "run_exits" not in " ".join(names), f"{path.relative_to(ROOT)} imports a file that runs alone"
+
+
 def test_the_lazy_names_are_those_that_type_checkers_see():
     tree = ast.parse((ROOT / "__init__.py").read_text())
     guarded = next(node for node in tree.body if isinstance(node, ast.If))

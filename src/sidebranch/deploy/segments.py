@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from sidebranch.branches.early_exit import START, EarlyExit
-from sidebranch.deploy import run_exits
 
 RUNNER = "run.py"
 
@@ -80,5 +79,5 @@ def write_segments(early: EarlyExit, folder: Path, size: Sequence[int]) -> dict[
                 "macs": step.macs,
             }
         )
-    shutil.copyfile(run_exits.__file__, folder / RUNNER)
+    shutil.copyfile(Path(__file__).with_name("run_exits.py"), folder / RUNNER)
     return {"exits": exits, "measure": early.policy.measure, "averaged": early.policy.averaged}

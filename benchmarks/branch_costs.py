@@ -1,0 +1,80 @@
+"""What a step of each row of the study `cheap-branches` costs: results/cheap-branches/costs.json.
+
+python benchmarks/branch_costs.py [--budget SECONDS]
+Steps of all rows take turns, on batches of 128 at hand; times are multiples of the baseline's in the same turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+from our_step import OurStep
+from timing import in_turns, quartiles
+
+from sidebranch.config.schema import Config
+from sidebranch.network import build_network
+from sidebranch.runs.folder import environment
+from sidebranch.study.spec import read_study
+from sidebranch.train.setup import build_sampler
+
+OUT = Path(__file__).parent.parent / "results" / "cheap-branches" / "costs.json"
+GROUPED = (2, 4, 8)  # of b1 and b2's convolutions, as published: their cost alone, to see whether training is worth it
+
+
+def step_of(config: Config, device: torch.device) -> OurStep:
+    net = build_network(config, 100, (3, 32, 32))
+    sampler = build_sampler(config.sampling, net.names)
+    return OurStep(net, config.method, device, config.branches.batch_fraction, sampler)  # pyright: ignore[reportArgumentType]
+
+
+def grouped(config: Config, groups: int, device: torch.device) -> OurStep:
+    """DHM as published, with grouped 3x3 convolutions in its branches."""
+    net = build_network(config, 100, (3, 32, 32))
+    for body in net.branches.values():
+        for path, layer in list(body.named_modules()):
+            if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (3, 3):
+                sizes = layer.in_channels, layer.out_channels, 3, layer.stride, 1
+                parent, _, name = path.rpartition(".")
+                setattr(body.get_submodule(parent), name, torch.nn.Conv2d(*sizes, groups=groups, bias=False))  # pyright: ignore[reportArgumentType]
+    return OurStep(net, "dhm", device)
+
+
+def share_on(config: Config) -> float:
+    """Share of the epochs in which the branches train."""
+    branches, epochs = config.branches, config.optim.epochs
+    return ((branches.stop_epoch or epochs) - branches.start_epoch) / epochs if config.has_branches else 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget", type=float, default=240.0, help="seconds")
+    options = parser.parse_args()
+    device = torch.device("cpu")
+    rows = {row.variant: row.config() for row in read_study("cheap-branches").rows}
+    steps = {name: step_of(config, device) for name, config in rows.items()}
+    shares = {name: share_on(config) for name, config in rows.items()}
+    for groups in GROUPED:
+        name = f"convolutions of {groups} groups"
+        steps[name], shares[name] = grouped(rows["DHM"], groups, device), 1.0
+    images, labels = torch.randn(128, 3, 32, 32), torch.randint(0, 100, (128,))
+    calls = {name: lambda step=step: step(images, labels) for name, step in steps.items()}
+    times = in_turns(calls, device, options.budget)
+    base, found = times["baseline"], []
+    for name, taken in times.items():
+        ratios = [shares[name] * one / other + 1 - shares[name] for one, other in zip(taken, base, strict=True)]
+        # A drawn step costs one thing or another: the mean over steps is what an epoch costs.
+        time = statistics.fmean(ratios) if "drawn" in name else statistics.median(ratios)
+        low, _, high = statistics.quantiles(ratios, n=4)
+        row = {"variant": name, "time": round(time, 3), "low": round(low, 3), "high": round(high, 3)}
+        found.append(row | {"ms": quartiles(taken)})
+        print(f"{time:5.2f} ({low:.2f}-{high:.2f})  {name}")
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps({"environment": environment(device), "rows": found}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
