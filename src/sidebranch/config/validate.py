@@ -210,7 +210,6 @@ def ignored(config: Config) -> list[str]:
 
 
 _TEACHERS = ("objective.teachers", "objective.average")
-_FOLDER = ("data.eval_size", "data.scale", "data.squash", "data.interpolation", "data.policy")
 _PHASES = ("branches.start_epoch", "branches.stop_epoch", "branches.roots")
 _MIMICRY = (
     "objective.direction",
