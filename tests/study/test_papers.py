@@ -108,6 +108,8 @@ def test_the_papers_numbers_stand_beside_the_papers_recipes_only(tmp_path, flags
     [
         ("about: x", "needs `groups`"),
         ("groups: []\nrows: 3", "unknown key 'rows'; did you mean 'groups'"),
+        ("groups: []\nseeds: many", "seeds is 'many'; it must be a whole number of at least 1"),
+        ("groups: []\nfirst_seed: -1", "first_seed is -1; it must be a whole number of at least 0"),
     ],
 )
 def test_a_file_that_is_no_study(tmp_path, text, message):
@@ -116,3 +118,15 @@ def test_a_file_that_is_no_study(tmp_path, text, message):
         read_study(str(tmp_path / "mine.yaml"))
     with pytest.raises(sb.UserError, match="no study 'dhm-table9', neither shipped nor a file; did you mean"):
         read_study("dhm-table9")
+
+
+def test_a_study_may_begin_at_another_seed(tmp_path):
+    path = tmp_path / "mine.yaml"
+    rows = "groups: [{recipes: [digits/demo], variants: {baseline: {method: baseline}}}]\n"
+    path.write_text(f"seeds: 3\nfirst_seed: 10\n{rows}")
+    study = read_study(str(path))
+    assert (list(study.seeds_of()), list(study.seeds_of(2))) == ([10, 11, 12], [10, 11])
+    cells, configs = plan(study, tmp_path / "study", study.seeds_of(2), (), ())
+    assert [(cell.seed, configs[cell.name].seed) for cell in cells] == [(10, 10), (11, 11)]
+    path.write_text(rows)
+    assert list(read_study(str(path)).seeds_of()) == [0, 1, 2, 3, 4]

@@ -63,10 +63,10 @@ def run(arguments: Sequence[str]) -> int:
         return _show(read_cells(Path(options.spec)), options)  # nothing is parsed: at once, also of hundreds of cells
     root, spec, seeds, only, flags = _settings(options, flags)
     study = read_study(spec)
-    cells, configs = plan(study, root, range(seeds or study.seeds), only, flags)
+    cells, configs = plan(study, root, study.seeds_of(seeds), only, flags)
     wanted = None
     if (Path(options.spec) / SETTINGS).is_file() and options.only:  # the table keeps its other rows
-        wanted = plan(study, root, range(seeds or study.seeds), [*only, *options.only], flags)[1]
+        wanted = plan(study, root, study.seeds_of(seeds), [*only, *options.only], flags)[1]
     if options.status or options.table:
         return _show(cells, options)
     root.mkdir(parents=True, exist_ok=True)

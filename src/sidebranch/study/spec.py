@@ -19,7 +19,7 @@ from sidebranch.config import recipe
 from sidebranch.config.schema import Config
 from sidebranch.errors import UserError, nearest
 
-KEYS = ("about", "note", "seeds", "groups", "published")
+KEYS = ("about", "note", "seeds", "first_seed", "groups", "published")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Study:
         name: of the study.
         about: one line about it.
         note: a sentence below the table, or empty.
-        seeds: of every row, 0, 1, ...
+        seeds: number of runs of every row.
+        first_seed: theirs are this and those after it.
         rows: of the table.
     """
 
@@ -73,7 +74,12 @@ class Study:
     about: str
     note: str
     seeds: int
+    first_seed: int = 0
     rows: tuple[Row, ...] = field(default=())
+
+    def seeds_of(self, count: int = 0) -> range:
+        """The first `count` seeds, or all of the study's."""
+        return range(self.first_seed, self.first_seed + (count or self.seeds))
 
 
 def shipped() -> dict[str, Path]:
@@ -108,7 +114,8 @@ def read_study(name: str) -> Study:
     names_of_rows = [(row.recipe, row.variant) for row in rows]
     if twice := [each for each in names_of_rows if names_of_rows.count(each) > 1]:
         raise UserError(f"{path}: the recipe {twice[0][0]} has two variants '{twice[0][1]}'; give each its own name")
-    return Study(path.stem, content.get("about", ""), content.get("note", ""), content.get("seeds", 5), tuple(rows))
+    texts = path.stem, content.get("about", ""), content.get("note", "")
+    return Study(*texts, content.get("seeds", 5), content.get("first_seed", 0), tuple(rows))
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -122,6 +129,10 @@ def _content(path: Path) -> dict[str, Any]:
     for key in content:
         if key not in KEYS:
             raise UserError(f"{path}: unknown key '{key}'; {nearest(key, KEYS)}")
+    for key, least in (("seeds", 1), ("first_seed", 0)):
+        value = content.get(key, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{path}: {key} is {value!r}; it must be a whole number of at least {least}")
     for group in content["groups"]:
         if not isinstance(group, dict) or set(group) != {"recipes", "variants"}:
             raise UserError(f"{path}: every group is `recipes`, a list, and `variants`, a mapping")
