@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sidebranch.study.spec import Row, of_papers, read_study
 
-PAGE = Path(__file__).parent.parent / "docs" / "experiments.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "experiments.md"
 HEAD = """# The papers' experiments
 
 Written by `python benchmarks/experiments.py` from the files in `src/sidebranch/studies/`. A row is one command; results
@@ -34,6 +35,15 @@ def result(row: Row, digits: int) -> str:
     return ", ".join([f"main {text}", *others]) if others else text
 
 
+def ours(name: str) -> list[str]:
+    """What was measured of this table in the short regime, if it was."""
+    table = ROOT / "results" / f"{name}-short" / "table.md"
+    if not table.exists():
+        return []
+    about = f"Measured here in another, short regime (`sidebranch study {name}-short`), not comparable with the paper's:"
+    return [f"{about}\n", table.read_text(encoding="utf-8").strip(), ""]
+
+
 def page() -> str:
     parts = [HEAD]
     for name in of_papers():
@@ -43,6 +53,7 @@ def page() -> str:
         digits = 3 if name.startswith("dhm") else 2
         parts += [f"| {row.recipe} | {row.variant} | {result(row, digits)} | `{row.command}` |" for row in study.rows]
         parts.append(f"\n{study.note}\n" if study.note else "")
+        parts += ours(name)
     return "\n".join(parts)
 
 
