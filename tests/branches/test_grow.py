@@ -322,6 +322,7 @@ def test_a_place_that_is_no_fork_is_refused_with_its_reason(run, at, message):
         (lambda: sb.attach(torchvision.models.googlenet(init_weights=False)), "aux_logits=False"),
         (lambda: sb.Growth(keep=0), "keep 0 of the blocks"),
         (lambda: sb.Growth(width=99), "width is 99"),
+        (lambda: grow(little("resnet18"), kind="narrow", growth=sb.Growth(pool=2)), "leave growth out"),
         (lambda: sb.Growth(pool=0), "squares of side 0"),
         (
             lambda: grow(little("vit_tiny_patch16_224"), growth=sb.Growth(pool=2)),

@@ -63,6 +63,22 @@ def test_a_silent_teacher_does_not_teach():
     assert found.mimicry.shape == (5, 3)
 
 
+def test_where_nobody_teaches_the_terms_keep_their_shape():
+    logits, other = random_logits(), torch.randn(5, 7, dtype=torch.float64)
+    for objective in (sb.Objective(ONES, [[0] * 3] * 4, teachers=["average"]), sb.dhm(weight=0, teachers=["average"])):
+        found = objective(outputs_of(logits), INDEX, taught={"average": other})
+        assert found.mimicry.shape == (4, 3)
+        assert found.mimicry.abs().sum() == 0
+
+
+def test_nobody_takes_part():
+    logits = random_logits()
+    found = sb.one()(outputs_of(logits), INDEX, mimics=())
+    assert found.total.item() == pytest.approx(sb.dsl()(outputs_of(logits), INDEX).total.item())
+    with pytest.raises(sb.UserError, match="mimics names no classifier 'b4'"):
+        sb.one()(outputs_of(logits), INDEX, mimics=["b4"])
+
+
 def test_byot_is_main_that_teaches_the_branches():
     supervision, mimicry = sb.byot(weight=0.3).arrays(NAMES)
     assert supervision == pytest.approx((1.0, 0.7, 0.7))

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -90,6 +91,7 @@ def test_every_export_answers_as_its_run(run, root, tmp_path, kind):
             run.write_early_exit({"chosen": {"policy": {"exits": ["b2", "main"], "thresholds": {"b2": 0.4}}}})
             shipped = ship(run, "last", "early_exit")
             more = {"early_exit": write_exits(shipped, path)}
+            (path / "run.py").write_text("raise SystemExit('the folder must not run')")
         else:
             shipped = ship(run, "last", "main")
             if kind == "onnx with preprocessing":
@@ -109,6 +111,22 @@ def test_every_export_answers_as_its_run(run, root, tmp_path, kind):
         else:
             wanted = of_run.run(other.images)["main"]
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_program_that_holds_a_pickle_is_refused(run, tmp_path):
+    """torch.export.load would open it."""
+    shipped = ship(run, "last", "main")
+    WRITERS["pt2"](shipped, tmp_path)
+    (tmp_path / ABOUT).write_text(json.dumps(shipped.about))
+    open_model(tmp_path)
+    program = tmp_path / "model.pt2"
+    with ZipFile(program) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with ZipFile(program, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(b'"use_pickle": false', b'"use_pickle": true'))
+    with pytest.raises(sb.UserError, match="holds a pickle, which could run code"):
+        open_model(tmp_path)
 
 
 def test_a_public_checkpoint_answers_by_its_recipe(tmp_path, root, capsys):

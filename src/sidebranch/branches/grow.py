@@ -112,6 +112,8 @@ def grow(
     if len(set(at)) < len(at):
         raise UserError(f"two branches fork at one place: {', '.join(at)}")
     check_kind(kind)
+    if kind != "blocks" and growth != Growth():
+        raise UserError(f"branches of kind {kind} have their own form; leave growth out")
     if use:
         count = max(map(_place_of, use))
     if at and count > len(at) and use:

@@ -10,7 +10,7 @@ from sidebranch.config.method import BranchesConfig
 from sidebranch.config.schema import Config
 from sidebranch.errors import UserError, nearest
 
-KINDS = ("average", "past", "ensemble", "best")  # of objective.teachers
+KINDS = ("average", "past", "past.main", "ensemble", "best")  # of objective.teachers, and average.NAME
 
 
 def validate(config: Config) -> None:
@@ -92,7 +92,7 @@ def _validate_teachers(config: Config) -> None:
     if len(set(config.teachers)) < len(config.teachers):
         raise UserError(f"objective.teachers is {list(config.teachers)}; name each once")
     for name in config.teachers:
-        if name.partition(".")[0] not in KINDS or (name not in KINDS and name.startswith(("ensemble", "best"))):
+        if name not in KINDS and not name.startswith("average."):
             raise UserError(f"objective.teachers: there is no teacher '{name}'; {nearest(name, KINDS)}")
     if not config.teachers_of("past"):
         return
@@ -101,7 +101,6 @@ def _validate_teachers(config: Config) -> None:
         "data.name reid": data.name == "reid",
         "data.mixup": data.mixup,
         "data.cutmix": data.cutmix,
-        "data.drop_last": data.drop_last,
         "data.repeats": data.repeats > 1,
         "branches.batch_fraction": config.branches.batch_fraction < 1,
         "optim.skip_nonfinite": config.optim.skip_nonfinite,
@@ -172,6 +171,7 @@ def ignored(config: Config) -> list[str]:
         (config.method != "kd", f"method {config.method}", ("teacher.",)),
         (config.method == "kd", "method kd", _TEACHERS),
         (not config.teachers_of("average"), "no teacher average", ("objective.average",)),
+        (bool(optim.ema), "optim.ema, which teaches then", ("objective.average",)),
         (config.objective.divergence != "decoupled", "another divergence", ("objective.decoupled",)),
         (config.method == "kd" or has_pairs, "weights of their own", ("objective.direction",)),
         (bool(branches.use or branches.only), "branches.use or only", ("branches.count",)),

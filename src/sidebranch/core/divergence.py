@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FLAT = 1e-3  # logits that spread less are taken to spread so much, which bounds the gradient
 DIVERGENCES = ("kl", "standardised", "reverse", "decoupled")
 
 
@@ -21,7 +22,7 @@ def standardised(logits: Tensor) -> Tensor:
     respect to the result y: dL/dz = (g - mean(g) - y mean(g y)) / s.
     """
     spread = logits.std(-1, correction=0, keepdim=True)
-    return (logits - logits.mean(-1, keepdim=True)) / spread.clamp_min(torch.finfo(logits.dtype).eps)
+    return (logits - logits.mean(-1, keepdim=True)) / spread.clamp_min(FLAT)
 
 
 def reverse(

@@ -62,9 +62,10 @@ class Loss:
     Attributes:
         total: scalar; the one to call `backward()` on.
         supervision: [C], mean cross-entropy of each classifier to the labels.
-        mimicry: [P, C], mean cross-entropy of student q to teacher p. The diagonal is each classifier's own entropy, so
-            `mimicry - diagonal[:, None]` is the Kullback-Leibler divergence; with the divergence `decoupled`, its
-            values, and a diagonal of zeros. P is C and one for each further teacher. All zeros where nobody teaches.
+        mimicry: [P, C], mean cross-entropy of student q to teacher p. The diagonal is each classifier's own entropy:
+            the first C rows less `diagonal[:, None]` are the Kullback-Leibler divergences; of `reverse`, all rows less
+            `diagonal[None, :]`; of `decoupled`, all rows as they are. P is C and one for each further teacher, C the
+            live classifiers. All zeros where nobody teaches.
     """
 
     total: Float[Tensor, ""]
@@ -90,7 +91,7 @@ class Objective(nn.Module):
             mean and standard deviation were taken from (Sun et al. 2024, "Logit standardization in knowledge
             distillation"); `reverse`, KL(student || teacher); `decoupled`, one part for the label and one for all
             other classes (Zhao et al. 2022). Only `kl` is fused; the others take more time and memory.
-        decoupled: alpha and beta, the weights of the two parts; 1 and 8 in most of that paper's experiments.
+        decoupled: alpha and beta, the weights of the two parts.
 
     Differs: the papers' code minimises KL(f_p || f_q), which is H(f_p, f_q) less the teacher's entropy: another value,
     the same gradient. It adds 1e-8 to probabilities, which float32 log-softmax does not need.
@@ -109,6 +110,8 @@ class Objective(nn.Module):
         super().__init__()
         if divergence not in DIVERGENCES:
             raise UserError(f"the divergence is '{divergence}'; choose from: {', '.join(DIVERGENCES)}")
+        if min(decoupled) < 0:
+            raise UserError(f"the weights of the decoupled parts are {decoupled}; they must be at least 0")
         if not temperature > 0:
             raise UserError(f"the temperature is {temperature}; it must be above 0")
         self.supervision = supervision
@@ -193,12 +196,12 @@ class Objective(nn.Module):
         names, logits = outputs.names, outputs.logits
         _check(names, logits, targets)
         targets = targets if targets.is_floating_point() else targets.long()
-        taught = self._with_own(taught or {}, outputs, targets, mimics)
-        silent = [name in taught and taught[name] is None for name in self.teachers]
-        supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics, silent)
         for name in mimics or ():
             if name not in outputs.network:
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
+        taught = self._with_own(taught or {}, outputs, targets, mimics)
+        silent = [name in taught and taught[name] is None for name in self.teachers]
+        supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics, silent)
         device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
         outside = self._outside(images, taught, logits[0])
         is_meta = device.type == "meta"  # it has no autocast
@@ -207,7 +210,10 @@ class Objective(nn.Module):
         with nullcontext() if is_meta else torch.autocast(device.type, enabled=False):
             if self.divergence == "kl" or pairs_weights is None:
                 settings = weights, pairs_weights, self.temperature, mimicry_scale, targets, outside
-                return Loss(*FusedLoss.apply(*settings, *logits))  # pyright: ignore[reportCallIssue]
+                total, labels, pairs = FusedLoss.apply(*settings, *logits)  # pyright: ignore[reportGeneralTypeIssues]
+                if pairs_weights is None:
+                    pairs = pairs.new_zeros(len(mimicry), len(names))
+                return Loss(total, labels, pairs)
             total, labels, _ = FusedLoss.apply(weights, None, 1.0, 1.0, targets, None, *logits)  # pyright: ignore[reportGeneralTypeIssues]
             seen = min(map(len, logits))
             students = [each[:seen].to(dtype) for each in logits]
@@ -235,6 +241,8 @@ class Objective(nn.Module):
         seen, main = min(map(len, outputs.logits)), outputs.logits[0].detach()
         known = zip(outputs.names, outputs.logits, strict=True)
         heard = [each[:seen] for name, each in known if mimics is None or name in mimics]
+        if not heard:
+            return {**taught, **dict.fromkeys(wanted)}
         made = {name: OWN[name](heard, targets[:seen]) for name in wanted}
         return {**taught, **{name: torch.cat([each, main[seen:]]) for name, each in made.items()}}
 

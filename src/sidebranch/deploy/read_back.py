@@ -58,9 +58,42 @@ def by_onnx_runtime(path: Path) -> Network:
 
 
 def by_early_exit(path: Path) -> Network:
+    """By the folder's own run.py, which is what is tried here."""
     import runpy
 
     return runpy.run_path(str(path / "run.py"))["EarlyExit"](path, providers=["CPUExecutionProvider"])
+
+
+def by_own_runner(path: Path) -> Network:
+    """By this package's run.py, for a folder of which nothing should run."""
+    import importlib
+
+    runner: Any = importlib.import_module("sidebranch.deploy.run_exits")
+    return runner.EarlyExit(path, providers=["CPUExecutionProvider"])
+
+
+def by_checked_program(path: Path) -> Network:
+    """As `by_torch_export`, unless the archive holds pickles, which torch would open.
+
+    Raises:
+        UserError: it holds one.
+    """
+    from zipfile import ZipFile
+
+    from sidebranch.errors import UserError
+
+    with ZipFile(path / "model.pt2") as archive:
+        tables = [json.loads(archive.read(name)) for name in archive.namelist() if name.endswith("_config.json")]
+        if any(map(_uses_pickle, tables)):
+            raise UserError(f"'{path}' holds a pickle, which could run code; no export of sidebranch does")
+    return by_torch_export(path)
+
+
+def _uses_pickle(config: Any) -> bool:
+    """Whether an entry of the archive's tables is a pickle."""
+    if isinstance(config, dict):
+        return bool(config.get("use_pickle")) or any(map(_uses_pickle, config.values()))
+    return isinstance(config, list) and any(map(_uses_pickle, config))
 
 
 def _by_torch(network: Any) -> Network:

@@ -19,7 +19,7 @@ from sidebranch.data.augmentation.batched import IMAGENET
 from sidebranch.data.augmentation.crops import FolderTransform
 from sidebranch.data.sources.arrays import CIFAR
 from sidebranch.deploy.formats import ABOUT
-from sidebranch.deploy.read_back import READERS
+from sidebranch.deploy.read_back import READERS, by_checked_program, by_own_runner
 from sidebranch.deploy.restore import restored
 from sidebranch.errors import UserError, nearest
 from sidebranch.network import build_backbone, build_reference
@@ -151,8 +151,11 @@ def _exported(path: Path, classifier: str) -> Opened:
     kind = "early_exit" if "early_exit" in about else kind
     if kind is None:
         raise UserError(f"'{path}' has none of {', '.join(KINDS)}; export it anew")
+    readers = READERS | {"early_exit": by_own_runner, "pt2": by_checked_program}  # nothing in the folder may run
     try:
-        network = READERS[kind](path)
+        network = readers[kind](path)
+    except UserError:
+        raise
     except ModuleNotFoundError as error:
         raise UserError(f"'{path}' needs {error.name}: pip install 'sidebranch[export]'") from error
     except Exception as error:  # of the runtimes, which raise many kinds

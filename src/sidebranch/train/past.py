@@ -34,7 +34,8 @@ class PastTeacher:
 
     Attributes:
         labels: [N], on the device.
-        predictions: [T, N, K] float16 log-probabilities of each teacher: what a checkpoint has to keep.
+        predictions: [T, N, K] float16 log-probabilities of each teacher, zeros where there is none yet: what a
+            checkpoint has to keep.
 
     Raises:
         UserError: there is no such teacher.
@@ -48,15 +49,24 @@ class PastTeacher:
         self.labels = labels.to(device)
         self.predictions = torch.zeros(len(teachers), len(labels), num_classes, dtype=torch.float16, device=device)
 
-    def of(self, numbers: Tensor, epoch: int) -> dict[str, Taught]:
-        """What teaches images [n]; nothing in the first epoch, 0."""
-        known = zip(self.teachers, self.predictions, strict=True)
-        return {name: each[numbers] if epoch else None for name, each in known}
+    def of(self, numbers: Tensor, epoch: int, outputs: Outputs) -> dict[str, Taught]:
+        """What teaches images [n]; nothing in the first epoch, 0. An image without a prediction yet has this step's."""
+        if not epoch:
+            return dict.fromkeys(self.teachers)
+        taught = {}
+        for name, known in zip(self.teachers, self.predictions, strict=True):
+            before = known[numbers]
+            is_new = ~before.any(-1, keepdim=True)
+            taught[name] = torch.where(is_new, self._says(name, len(numbers), outputs), before)
+        return taught
 
-    @torch.no_grad()
     def remember(self, numbers: Tensor, outputs: Outputs) -> None:
         """Keeps the predictions [n, K] of images [n]."""
         for name, kept in zip(self.teachers, self.predictions, strict=True):
-            heard = [outputs.logits[0]] if KNOWN[name] else list(outputs.logits)
-            mean = torch.stack([each[: len(numbers)].float().softmax(-1) for each in heard]).mean(0)
-            kept[numbers] = mean.clamp_min(torch.finfo(mean.dtype).tiny).log().to(kept.dtype)
+            kept[numbers] = self._says(name, len(numbers), outputs)
+
+    @torch.no_grad()
+    def _says(self, name: str, count: int, outputs: Outputs) -> Tensor:
+        heard = [outputs.logits[0]] if KNOWN[name] else outputs.logits
+        mean = torch.stack([each[:count].float().softmax(-1) for each in heard]).mean(0)
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log().to(self.predictions.dtype)

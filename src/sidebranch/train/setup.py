@@ -170,6 +170,8 @@ def teachers_on_device(config: Config, dataset: Dataset, fabric: Fabric, choices
 def build_past(config: Config, dataset: Dataset, fabric: Fabric) -> PastTeacher | None:
     """The teacher that remembers the predictions of the epoch before; None without one."""
     teachers = config.teachers_of(PAST)
+    if teachers and fabric.world_size > 1:
+        raise UserError("objective.teachers past is for one process: each would know its own images' past alone")
     return PastTeacher(teachers, dataset.train.labels, len(dataset.classes), fabric.device) if teachers else None
 
 

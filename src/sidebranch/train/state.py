@@ -88,14 +88,14 @@ class State:
             self.networks.ema.module.load_state_dict(state["ema"])
         if self.networks.average is not None and self.networks.ema is None:
             self.networks.average.module.load_state_dict(state["average"])
-        if self.train_step.past is not None:
-            self.train_step.past.predictions.copy_(state["past"])
         count = self.facts["train_images"]
         if state["train_images"] != count:
             raise UserError(
                 f"cannot resume '{self.folder.root}': it has {state['train_images']} training images, "
                 f"'{self.config.data.root}' now {count}"
             )
+        if self.train_step.past is not None:
+            self.train_step.past.predictions.copy_(state["past"])
         best = state["best"]
         if best["epoch"] and "value" not in best:  # a checkpoint of version 0.1.0 or before
             best["value"] = best.pop("top1")

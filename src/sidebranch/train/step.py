@@ -200,7 +200,7 @@ class TrainStep:
                 with self.fabric.autocast():
                     taught |= self.average_teacher(images, draw.live, roots)
             if self.past is not None:
-                taught |= self.past.of(numbers, moment.epoch)
+                taught |= self.past.of(numbers, moment.epoch, outputs)
                 self.past.remember(numbers, outputs)
         scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
         with self.fabric.autocast():  # for the outside teacher; the loss itself is in float32
