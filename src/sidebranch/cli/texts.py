@@ -34,9 +34,9 @@ model.safetensors, or a checkpoint of the papers' public code with --recipe. Pho
 turned upright, resized and cropped as the model's header says. Files that cannot be read are
 skipped and named; the exit status is then 1.
 
-  sidebranch predict runs/folder-finetune-dhm-seed0 photo.jpg
+  sidebranch predict runs/folder-finetune-resnet50-dhm-seed0 photo.jpg
   sidebranch predict onnx holiday/ --top 5 --format csv --output answers.csv
-  sidebranch predict runs/folder-finetune-dhm-seed0 "holiday/*.jpg" --explain opinions.html"""
+  sidebranch predict runs/folder-finetune-resnet50-dhm-seed0 "holiday/*.jpg" --explain opinions.html"""
 
 EMBED_HELP = """Write the features of photographs: what goes into a classifier's last layer.
 

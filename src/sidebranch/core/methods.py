@@ -20,7 +20,7 @@ def baseline() -> Objective:
 
 
 def dsl() -> Objective:
-    """Deep supervision: every classifier learns from the labels (Lee et al. 2015; Sun et al. 2019, Eq. 2)."""
+    """Deep supervision: every classifier learns from the labels (Lee et al. 2015; Sun et al. 2019, Eq. 3)."""
     return Objective(_everyone, partial(_pairs, direction="both", weight=0.0))
 
 
