@@ -40,7 +40,9 @@ def ours(name: str) -> list[str]:
     table = ROOT / "results" / f"{name}-short" / "table.md"
     if not table.exists():
         return []
-    about = f"Measured here in another, short regime (`sidebranch study {name}-short`), not comparable with the paper's:"
+    about = (
+        f"Measured here in another, short regime (`sidebranch study {name}-short`), not comparable with the paper's:"
+    )
     return [f"{about}\n", table.read_text(encoding="utf-8").strip(), ""]
 
 

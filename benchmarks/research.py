@@ -1,0 +1,72 @@
+"""Tables of the studies beyond the papers, from results/: what teachers teach better, what branches cost less."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from sidebranch.inspect.record import spread
+from sidebranch.inspect.significance import gain
+
+RESULTS = Path(__file__).parent.parent / "results"
+Errors = dict[str, dict[int, float]]
+
+
+def errors_of(study: str) -> tuple[Errors, int]:
+    """Variant to seed to main's error after the last epoch, and the number of validation images."""
+    rows = [json.loads(line) for line in (RESULTS / study / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    errors: Errors = {}
+    for row in rows:
+        errors.setdefault(row["variant"], {})[row["seed"]] = row["last"]["main"]
+    return errors, rows[0]["images"]["val"]
+
+
+def multiplies(study: str) -> dict[str, str]:
+    """Variant to its multiply-adds, as a multiple of the baseline's."""
+    with (RESULTS / study / "table.csv").open(encoding="utf-8") as file:
+        return {row["variant"]: f"{float(row['MACs']):.2f}" for row in csv.DictReader(file) if row["MACs"]}
+
+
+def change(errors: Errors, variant: str, base: str, images: int) -> str:
+    """The paired difference to a row, over the seeds that both have; with its 95 % interval from two seeds on."""
+    common = sorted(set(errors[variant]) & set(errors[base]))
+    values, reference = ({seed: errors[each][seed] for seed in common} for each in (variant, base))
+    found = gain(values, reference, images)
+    return f"{found.points:+.2f}" + (f" ± {found.half_width:.2f}" if found.half_width and len(common) > 1 else "")
+
+
+def plain_table(study: str, bases: Mapping[str, str] | None = None) -> str:
+    """A row a variant: main's error, and its difference to the baseline (or to its own, of `bases`)."""
+    errors, images = errors_of(study)
+    lines = ["| | main's error, % | less the baseline's | seeds |", "|---|---|---|---|"]
+    for variant, values in errors.items():
+        base = (bases or {}).get(variant, "baseline")
+        less = "" if variant == base else change(errors, variant, base, images)
+        lines.append(f"| {variant} | {spread(list(values.values()))} | {less} | {len(values)} |")
+    return "\n".join(lines)
+
+
+def cheap_table() -> str:
+    """The same with costs, and the share of DHM's gain over the seeds that a row has in common with it."""
+    study = "cheap-branches"
+    errors, images = errors_of(study)
+    costs = {row["variant"]: row for row in json.loads((RESULTS / study / "costs.json").read_text("utf-8"))["rows"]}
+    macs = multiplies(study)
+    heads = ["", "multiply-adds", "time", "main's error, %", "less the baseline's", "of DHM's gain", "seeds"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for variant, cost in costs.items():
+        if variant not in errors:
+            lines.append(f"| {variant} | | {cost['time']:.2f} | not trained | | | |")
+            continue
+        values = errors[variant]
+        common = sorted(set(values) & set(errors["DHM"]) & set(errors["baseline"]))
+        gains = [sum(errors["baseline"][seed] - each[seed] for seed in common) for each in (values, errors["DHM"])]
+        share = f"{100 * gains[0] / gains[1]:.0f} %" if variant not in ("baseline", "DHM") and common else ""
+        less = "" if variant == "baseline" else change(errors, variant, "baseline", images)
+        lines.append(
+            f"| {variant} | {macs.get(variant, '')} | {cost['time']:.2f} | {spread(list(values.values()))} | {less} | "
+            f"{share} | {len(values)} |"
+        )
+    return "\n".join(lines)
