@@ -46,6 +46,10 @@ def attach(
     Raises:
         UserError: nothing was published for this network, it has no forks, or a branch does not fit it.
     """
+    if isinstance(backbone, BranchedModel):
+        raise UserError("this network has side branches; attach to its backbone, or release() it first")
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"a backbone is a module, such as timm.create_model('resnet18'), not {backbone!r}")
     if branches is not None and not isinstance(branches, str):
         if use or kind != "blocks":
             raise UserError("your own branches are all made as they are: `use` and `kind` are for 'paper' and 'auto'")

@@ -69,7 +69,8 @@ def _download_error(name: str, error: Exception, create: object) -> UserError:
         return UserError(f"timm cannot create '{name}' with these options: {reason(error)}")
     return UserError(
         f"cannot load the pretrained weights of '{name}' ({reason(error)}); they are downloaded from the Hugging Face "
-        f"hub: check the network, or run where its cache (HF_HOME) has them, or leave model.pretrained at false"
+        f"hub: check the network, or run where its cache (HF_HOME) has them, or give --model.pretrained false or "
+        f"--model.weights FILE"
     )
 
 

@@ -121,7 +121,7 @@ def test_a_wanted_error_or_cost_chooses_or_says_what_can_be_had():
         chosen(choices, error=0.1)
     with pytest.raises(sb.UserError, match="no exits are as cheap as"):
         chosen(choices, macs=1)
-    with pytest.raises(sb.UserError, match="there are 50 images to choose exits on; at least 200"):
+    with pytest.raises(sb.UserError, match="there are 50 images to choose exits on, half of .* at least 200"):
         frontier(scores_of(50), COSTS)
 
 

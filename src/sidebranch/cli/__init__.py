@@ -17,7 +17,7 @@ COMMANDS = {
     "demo": ("demo", "See the effect in minutes, offline."),
     "train": ("train", "Train a network with side branches; ship the plain backbone."),
     "eval": ("evaluate", "Evaluate a run on its validation images."),
-    "export": ("export", "Write the plain backbone for timm."),
+    "export": ("export", "Write what ships, for timm, ONNX, torch.export: main, a branch, early exit."),
     "predict": ("predict", "Say what is on photographs, with a run or anything exported."),
     "embed": ("embed", "Write the features of photographs."),
     "search": ("search", "Find the photographs nearest to one."),

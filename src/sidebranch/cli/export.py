@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,17 +55,25 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"--weights is for --format safetensors; --format {options.format} needs a run")
     if options.with_preprocessing and options.format != "onnx":
         raise UserError(f"--with-preprocessing is for --format onnx, not {options.format}")
+    if options.format in ("timm", "torchvision") and options.classifier != "main":
+        raise UserError(f"--format {options.format} holds main; {options.classifier} leaves by --format onnx or pt2")
     if options.classifier == "early_exit" and (options.format != "onnx" or options.with_preprocessing):
         raise UserError("--classifier early_exit leaves by --format onnx, a file an exit, without --with-preprocessing")
-    return _folder(options)
+    try:
+        return _folder(options)
+    except OSError as error:
+        raise UserError(
+            f"the export cannot be written: {error.strerror or error} ('{error.filename or options.output}'); files "
+            f"that are compared go to '{tempfile.gettempdir()}', or to TMPDIR"
+        ) from error
 
 
 def _weights(options: Namespace) -> int:
     path = Path(options.output or "model.safetensors")
-    if path.suffix != ".safetensors":
-        raise UserError(f"--output is '{path}'; the file is safetensors, so call it {path.with_suffix('.safetensors')}")
     if options.classifier != "main":
         raise UserError(f"the safetensors file holds main; {options.classifier} leaves by --format onnx or pt2")
+    if path.suffix != ".safetensors":
+        raise UserError(f"--output is '{path}'; the file is safetensors, so call it {path.with_suffix('.safetensors')}")
     from sidebranch.deploy.export import export_reference, export_run
     from sidebranch.runs.folder import RunFolder
 
@@ -94,11 +103,12 @@ def _folder(options: Namespace) -> int:
     row = min(rows, key=headline.of) if headline and options.checkpoint == "best" else rows[-1] if rows else {}
     errors = {each: headline.of(row, each) for each in headline.columns(row)} if headline else {}
     environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
-    found = export(shipped, options.format, output, errors, environment, options.with_preprocessing)
-    columns = {f"{shipped.classifier}, {options.format}": found}
-    if shipped.classifier != "main" or options.format == "onnx-int8":
+    beside = {}
+    if shipped.classifier != "main" or options.format == "onnx-int8":  # first, so that an error leaves nothing
         main = ship(folder, options.checkpoint, "main", options["data.root"])
-        columns[f"main, {BESIDE[options.format]}"] = measure(main, BESIDE[options.format])
+        beside[f"main, {BESIDE[options.format]}"] = measure(main, BESIDE[options.format])
+    found = export(shipped, options.format, output, errors, environment, options.with_preprocessing)
+    columns = {f"{shipped.classifier}, {options.format}": found} | beside
     table = Table(title=f"{shipped.about['model']} on {found.images} validation images", title_justify="left")
     table.add_column("")
     for name in columns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +15,11 @@ from sidebranch.errors import UserError
 
 
 class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the descriptions, whose examples are meant to be copied."""
+    """Fills the paragraphs of the descriptions, and keeps the lines of examples, which are meant to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = re.split(r"\n\n+", text.strip())
+        return "\n\n".join(part if re.search(r"^ ", part, re.M) else textwrap.fill(part, width) for part in parts)
 
 
 def plain_parser(command: str, description: str, **options: Any) -> ArgumentParser:

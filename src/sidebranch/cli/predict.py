@@ -60,17 +60,19 @@ def run(arguments: Sequence[str]) -> int:
     top = min(options.top, len(model.classes))
     skipped: dict[str, str] = {}
     photos: list[Explained] = []
-    with writing(options.output) as out, progress(len(paths)) as done:
+    streams = options.format != "table" and not options.output and sys.stdout.isatty()  # a bar would be in between
+    with writing(options.output) as out:
         write = WRITERS[options.format](out, top, model.names)
-        for batch in batches(paths, model.transform, scale, options.batch_size, bool(options.explain), done):
-            skipped |= batch.skipped
-            answers = model.run(batch.images) if batch.paths else {}
-            for place, path in enumerate(batch.paths):
-                told = {name: _ranked(answers[name][place], model.classes, top) for name in model.names}
-                write(path, told)
-                if options.explain:
-                    opinions = tuple(Opinion(name, *each[0]) for name, each in told.items())
-                    photos.append(Explained(path, batch.thumbs[place], opinions))
+        with progress(len(paths), not streams) as done:
+            for batch in batches(paths, model.transform, scale, options.batch_size, bool(options.explain), done):
+                skipped |= batch.skipped
+                answers = model.run(batch.images) if batch.paths else {}
+                for place, path in enumerate(batch.paths):
+                    told = {name: _ranked(answers[name][place], model.classes, top) for name in model.names}
+                    write(path, told)
+                    if options.explain:
+                        opinions = tuple(Opinion(name, *each[0]) for name, each in told.items())
+                        photos.append(Explained(path, batch.thumbs[place], opinions))
         write("", {})
     if options.explain:
         write_page(photos, Path(options.explain), f"What {Path(options.model).resolve().name} says")
@@ -114,13 +116,15 @@ def writing(output: str) -> Iterator[Any]:
 
 
 @contextmanager
-def progress(count: int) -> Iterator[Callable[[int], object]]:
+def progress(count: int, shown: bool = True) -> Iterator[Callable[[int], object]]:
     """A bar on the terminal's error stream; the function moves it on."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not (shown and sys.stderr.isatty())
+    ) as bar:
         task = bar.add_task("", total=count)
         yield lambda more: bar.advance(task, more)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -11,7 +12,7 @@ from sidebranch.cli.parsing import parse, plain_parser
 from sidebranch.cli.texts import RECIPES_HELP
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict, leaves
-from sidebranch.config.schema import METHODS, Config
+from sidebranch.config.schema import METHODS, Config, Published
 from sidebranch.inspect.record import label
 
 METRICS = {"top1": "top-1 error", "std": "std", "top5": "top-5 error", "mAP": "mAP", "rank1": "rank 1"}
@@ -78,6 +79,7 @@ def _show_one(name: str) -> int:
         for field, row in config.differs.items():
             table.add_row(field, row.get("text", ""), row.get("code", ""), _here(config, field), row.get("why", ""))
         console.print(table)
+    print(recipe.dump_changes(replace(config, about="", differs={}, published=Published())).rstrip())
     print(f"Run it:  sidebranch train {name}")
     return 0
 

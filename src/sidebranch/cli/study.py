@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from sidebranch.cli.parsing import parse, plain_parser
+from sidebranch.cli.parsing import options_of, parse, plain_parser
 from sidebranch.cli.texts import STUDY_HELP
 from sidebranch.config import recipe
 from sidebranch.config.compare import as_dict
@@ -53,7 +53,10 @@ def run(arguments: Sequence[str]) -> int:
     own, flags = split_flags(arguments)
     if not own and not flags:
         raise UserError(f"study needs a spec: sidebranch study {'|'.join(list(shipped())[:3])}|...|FILE|FOLDER")
-    options = parse(parser(), own)
+    made = parser()
+    options = parse(made, own, [*options_of(made), *recipe.keys(as_dict(Config()))])
+    if options.seeds == 0 and "--seeds" in " ".join(own):
+        raise UserError("--seeds is 0; it must be at least 1")
     if options.parallel < 1 or options.seeds < 0 or options.cpus < 0 or options.gpus < 0:
         raise UserError("--parallel and --seeds must be at least 1, --cpus and --gpus at least 0")
     is_as_started = not (flags or options.seeds or options.only or options.adopt)
@@ -69,6 +72,8 @@ def run(arguments: Sequence[str]) -> int:
         wanted = plan(study, root, study.seeds_of(seeds), [*only, *options.only], flags)[1]
     if options.status or options.table:
         return _show(cells, options)
+    if options.launcher == "local":  # before anything of an earlier start is changed
+        _need_data(configs)
     root.mkdir(parents=True, exist_ok=True)
     with only_process(root, "trains the study in", "wait for it, or stop it") as is_locked:
         if not is_locked:
@@ -81,6 +86,14 @@ def run(arguments: Sequence[str]) -> int:
         status = _train(cells, options, root, wanted, next(iter(configs.values())).runtime.accelerator)
         _write(cells, configs, root)
     return status
+
+
+def _need_data(configs: Mapping[str, Config]) -> None:
+    """Raises if a folder of images is not there."""
+    for data in dict.fromkeys(config.data for config in configs.values()):
+        is_path = "://" not in data.root and not data.root.startswith("hf:")
+        if data.name in ("folder", "reid") and is_path and not Path(data.root).exists():
+            raise UserError(f"there is no '{data.root}'; give the images' folder as --data.root")
 
 
 def _train_one(options: Namespace) -> int:
@@ -190,7 +203,7 @@ def _show(cells: Sequence[Cell], options: Namespace) -> int:
     found = records(cells)
     if not found:
         raise UserError("no cell of this study is done yet")
-    print(markdown(lines(cells, found, read_costs(cells[0].logs.parent))), end="")
+    print_table(markdown(lines(cells, found, read_costs(cells[0].logs.parent))))
     return 0
 
 
@@ -211,4 +224,23 @@ def _write(cells: Sequence[Cell], configs: dict[str, Config], root: Path) -> Non
     write_text(root / "table.csv", comma_separated(made))
     shown = {name: [found[each] for each in line.cells] for name, line in named(made).items()}
     write_report(list(found.values()), root / "report.html", root.name, groups=shown, sentences=verdict(made))
-    print(f"{markdown(made)}\n{root / 'table.md'}, table.csv, results.jsonl, report.html")
+    print_table(markdown(made))
+    print(f"{root / 'table.md'}, table.csv, results.jsonl, report.html")
+
+
+def print_table(text: str) -> None:
+    """A Markdown table: as it is into a file, else as wide as the terminal, without its empty columns."""
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    heads, _, *rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()]
+    table = Table()
+    shown = [place for place, _ in enumerate(heads) if len({row[place] for row in rows} | {""}) > (1 if place else 2)]
+    for place in shown:
+        table.add_column(heads[place], justify="left" if heads[place] in ("recipe", "variant") else "right")
+    for row in rows:
+        table.add_row(*(row[place] for place in shown))
+    Console(highlight=False).print(table)

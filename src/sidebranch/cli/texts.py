@@ -42,12 +42,12 @@ EMBED_HELP = """Write the features of photographs: what goes into a classifier's
 
 For re-identification, or to search by example with any classifier. Features have length 1.
 
-  sidebranch embed runs/market1501-agw-dhm-seed0 gallery/ --output features.npz
+  sidebranch embed runs/market1501-mobilenet-dhm-seed0 gallery/ --output features.npz
   sidebranch search query.jpg features.npz"""
 
 SEARCH_HELP = """Find the photographs nearest to one, by the cosine of their features.
 
-  sidebranch embed runs/market1501-agw-dhm-seed0 gallery/ --output features.npz
+  sidebranch embed runs/market1501-mobilenet-dhm-seed0 gallery/ --output features.npz
   sidebranch search query.jpg features.npz --top 5"""
 
 DEMO_HELP = """See the effect in minutes, offline.

@@ -185,6 +185,10 @@ def explain(error: Exception, valid: Iterable[str]) -> str:
     """The parser's error in one line, with the nearest key if one is misspelt."""
     text = " ".join(str(error).split())
     valid = list(valid)
+    if found := re.search(r"Parser key \"(\w+)\": Unable to load config", text):
+        fields = [key for key in valid if key.startswith(f"{found[1]}.")]
+        named = f"{found[1]}.name" if f"{found[1]}.name" in fields else fields[0]
+        return f"'{found[1]}' is a group of fields; give one of them, such as --{named}"
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
         key = f"{found[1]}.{found[2]}"
         return f"unknown key '{key}'; {nearest(key, valid, most=1)}"
@@ -197,7 +201,9 @@ def explain(error: Exception, valid: Iterable[str]) -> str:
         flag = found[1].split()[0].split("=")[0]
         if flag.lstrip("-") in REMOVED_FLAGS:
             return f"unknown argument '{flag}'; {REMOVED_FLAGS[flag.lstrip('-')]}"
-        return f"unknown argument '{flag}'; {nearest(flag.lstrip('-'), valid, most=1)}"
+        ends = [key for key in valid if key.endswith(f".{flag.lstrip('-')}")]
+        hint = f"did you mean '{ends[0]}'?" if len(ends) == 1 else nearest(flag.lstrip("-"), valid, most=1)
+        return f"unknown argument '{flag}'; {hint}"
     if found := re.search(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', text):
         return f"{found[1]} is {found[3]}; it must be {_type_in_words(found[2])}"
     if found := re.search(r'Parser key "([\w.]+)": .*Subtypes: \[(.*?)\] Errors: .*Given value: (.*)', text):

@@ -195,7 +195,8 @@ class BranchedModel(nn.Module):
             UserError: a name, a path or `rows` is wrong, or a feature that a branch needs was not recorded.
         """
         if isinstance(live, str):
-            raise UserError(f"live is a sequence of names, such as ('main', '{live}'), not one")
+            both = f"('{live}',)" if live == "main" else f"('main', '{live}')"
+            raise UserError(f"live is a sequence of names, such as {both}, not one")
         for name in live or ():
             if name not in self.names:
                 raise UserError(f"no classifier '{name}'; {nearest(name, self.names)}")

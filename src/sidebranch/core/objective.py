@@ -108,6 +108,10 @@ class Objective(nn.Module):
         decoupled: tuple[float, float] = (1.0, 8.0),
     ) -> None:
         super().__init__()
+        if isinstance(teachers, str):
+            raise UserError(f"teachers is '{teachers}'; give a list, such as ['{teachers}']")
+        if len(set(teachers)) < len(teachers):
+            raise UserError(f"teachers is {list(teachers)}; name each once")
         if divergence not in DIVERGENCES:
             raise UserError(f"the divergence is '{divergence}'; choose from: {', '.join(DIVERGENCES)}")
         if min(decoupled) < 0:
@@ -122,6 +126,8 @@ class Objective(nn.Module):
         self.decoupled: tuple[float, float] = decoupled
         # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
         given = (teacher,) if isinstance(teacher, nn.Module) else teacher or ()
+        if wrong := [each for each in given if not isinstance(each, nn.Module)]:
+            raise UserError(f"a teacher is a module, images to logits, not {wrong[0]!r}")
         self._teachers = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in given)
 
     @property
@@ -150,6 +156,10 @@ class Objective(nn.Module):
             raise UserError(f"mimicry is {shape}; the classifiers {_listed(names)} need {rows} x {count}")
         matrix = tuple(tuple(0.0 if p == q else float(row[q]) for q in range(count)) for p, row in enumerate(mimicry))
         return tuple(map(float, supervision)), matrix
+
+    def extra_repr(self) -> str:
+        names = f", teachers={list(self.teachers)}" if self.teachers else ""
+        return f"temperature={self.temperature:g}, divergence={self.divergence}{names}"
 
     def rows(self, names: Sequence[str]) -> tuple[str, ...]:
         """Names of the teachers, in the order of the mimicry's rows."""
@@ -193,8 +203,16 @@ class Objective(nn.Module):
         Raises:
             UserError: shapes or dtypes do not fit, a name is unknown, or `images` or `taught` are missing.
         """
+        if not hasattr(outputs, "logits"):
+            kind = type(outputs).__name__
+            raise UserError(f"the objective takes all classifiers' outputs, net(images) of sb.attach; this is a {kind}")
+        if not isinstance(targets, Tensor):
+            raise UserError(f"targets are a {type(targets).__name__}; give a tensor")
         names, logits = outputs.names, outputs.logits
         _check(names, logits, targets)
+        if unknown := [name for name in taught or () if name not in self.teachers]:
+            known = f"this objective's are: {', '.join(self.teachers)}" if self.teachers else "this objective has none"
+            raise UserError(f"there is no further teacher '{unknown[0]}' to be taught by; {known}")
         targets = targets if targets.is_floating_point() else targets.long()
         for name in mimics or ():
             if name not in outputs.network:
@@ -253,7 +271,7 @@ class Objective(nn.Module):
             if name not in taught:
                 raise UserError(f"this objective learns from '{name}': call it with taught={{'{name}': logits}}")
             given = taught[name]
-            given = main.detach() if given is None else given
+            given = main.detach() if given is None else getattr(given, "logits", given)
             found.append([given] if isinstance(given, Tensor) else list(given))
             if not found[-1] or any(each.shape != shape for each in found[-1]):
                 shapes = [list(each.shape) for each in found[-1]]

@@ -138,7 +138,10 @@ def frontier(scores: Scores, costs: Costs, measure: Measure = "confidence") -> l
         UserError: there are too few images.
     """
     if len(scores.labels) < FEWEST:
-        raise UserError(f"there are {len(scores.labels)} images to choose exits on; at least {FEWEST} are needed")
+        raise UserError(
+            f"there are {len(scores.labels)} images to choose exits on, half of the validation images or those that "
+            f"data.limit leaves; at least {FEWEST} are needed: add validation images, or train with --data.limit"
+        )
     scaled, names = temperatures(scores), in_order_of_cost(costs)
     found = []
     for count in range(1, len(names) + 1):
@@ -228,7 +231,7 @@ def chosen(choices: Sequence[Choice], error: float | None = None, macs: float | 
         if not fits:
             least = choices[-1].held_out.error
             raise UserError(
-                f"no exits reach an error of {error:.2f} % on the held-out images; the lowest is {least:.2f}"
+                f"no exits reach an error of {error:.2f} % on the images they are chosen on; the lowest is {least:.2f}"
             )
         return fits[0]
     assert macs is not None

@@ -134,11 +134,14 @@ def _content(path: Path) -> dict[str, Any]:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{path}: {key} is {value!r}; it must be a whole number of at least {least}")
     for group in content["groups"]:
-        if not isinstance(group, dict) or set(group) != {"recipes", "variants"}:
-            raise UserError(f"{path}: every group is `recipes`, a list, and `variants`, a mapping")
+        wrong = sorted(set(group) ^ {"recipes", "variants"}) if isinstance(group, dict) else []
+        if not isinstance(group, dict) or wrong or not isinstance(group["recipes"], list):
+            what = f", not '{wrong[0]}'" if wrong and wrong[0] in group else ""
+            raise UserError(f"{path}: every group is `recipes`, a list, and `variants`, a mapping{what}")
         for name, settings in group["variants"].items():
             if not isinstance(settings, dict) or "method" not in settings:
-                raise UserError(f"{path}: the variant '{name}' must be fields and values, such as {{method: dhm}}")
+                has = f"; it has no `method`, but {', '.join(settings)}" if isinstance(settings, dict) else ""
+                raise UserError(f"{path}: the variant '{name}' must be fields and values, such as {{method: dhm}}{has}")
     return content
 
 
