@@ -136,7 +136,7 @@ for 164 epochs.
 {errors_table(full)}
 
 `imagenette-small`: RegNetX-200MF from scratch with automatic branches, 2,000 training images of 10 classes at 96x96,
-30 epochs, 600 validation images (`folder/resnet32 --model.name regnetx_002 --data.image_size 96 --data.resize 112
+30 epochs, 600 validation images (`folder/scratch --model.name regnetx_002 --data.image_size 96 --data.resize 112
 --optim.epochs 30`); rows in `results/imagenette-small/`.
 {verdict(photos)}
 

@@ -39,7 +39,7 @@ Vector = tuple[float, ...]
 Matrix = tuple[Vector, ...]
 Supervision = Sequence[float] | Mapping[str, float] | Callable[[int], Sequence[float]]
 Mimicry = Sequence[Sequence[float]] | Mapping[str, float] | Callable[[int], Sequence[Sequence[float]]]
-Taught: TypeAlias = "Tensor | Sequence[Tensor] | None"  # logits [N, K] of a teacher, or of several that teach together
+Taught: TypeAlias = "Tensor | Sequence[Tensor] | Classified | None"  # of one, or of several together
 TEACHER = "teacher"  # the outside teacher's name in pairs
 
 
@@ -271,7 +271,8 @@ class Objective(nn.Module):
             if name not in taught:
                 raise UserError(f"this objective learns from '{name}': call it with taught={{'{name}': logits}}")
             given = taught[name]
-            given = main.detach() if given is None else getattr(given, "logits", given)
+            given = main.detach() if given is None else given
+            given = given.logits if isinstance(given, Classified) else given
             found.append([given] if isinstance(given, Tensor) else list(given))
             if not found[-1] or any(each.shape != shape for each in found[-1]):
                 shapes = [list(each.shape) for each in found[-1]]
