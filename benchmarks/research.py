@@ -11,6 +11,8 @@ from sidebranch.inspect.record import spread
 from sidebranch.inspect.significance import gain
 
 RESULTS = Path(__file__).parent.parent / "results"
+BEST = "b1 alone, grown, width 1, pooled by 2"
+CHEAP = "--model.branches auto --branches.width 1 --branches.pool 2 --branches.use [b1]"
 Errors = dict[str, dict[int, float]]
 
 

@@ -247,5 +247,8 @@ def test_rows_with_settings_of_their_own_are_compared_with_the_one_called_baseli
         groups.setdefault((cell.row.recipe, cell.row.variant), []).append(cell)
     for group in groups.values():
         assert _baseline_of("digits/demo", group, groups)[0].row.variant == "baseline"
+    grown = next(iter(groups.values()))[0]
+    grown = replace(grown, row=replace(grown.row, settings={"method": "dhm", "model.branches": "auto"}))
+    assert _baseline_of("digits/demo", [grown], groups)[0].row.variant == "baseline"  # branches are no other network
     del groups["digits/demo", "baseline"]
     assert _baseline_of("digits/demo", groups["digits/demo", "wide"], groups) is None

@@ -110,8 +110,9 @@ def _baseline_of(name: str, group: Sequence[Cell], groups: dict[tuple[str, str],
 
 
 def _task(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What two variants must share to be compared: the network and the data."""
-    return {key: value for key, value in settings.items() if key.startswith(("data.", "model."))}
+    """What two variants must share to be compared: the backbone and the data."""
+    about = {key: value for key, value in settings.items() if key.startswith(("data.", "model."))}
+    return {key: value for key, value in about.items() if key != "model.branches"}
 
 
 def _times_main(macs: Mapping[str, float] | None) -> float | None:
