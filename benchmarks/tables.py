@@ -123,12 +123,16 @@ def measured() -> str:
     bench = json.loads((ROOT / "results/bench/cpu.json").read_text(encoding="utf-8"))
     given, features = bench["ranking"]["distances"], bench["ranking"]["features"]
     loss, data, ceilings, memory = (bench[name] for name in ("loss", "data", "ceilings", "loss_memory"))
-    return f"""`cifar100/resnet32-short`: ResNet-32, the first 10,000 training images of CIFAR-100, 40 epochs; errors
+    return f"""## CIFAR-100, 10,000 images
+
+`cifar100/resnet32-short`: ResNet-32, the first 10,000 training images of CIFAR-100, 40 epochs; errors
 after the last epoch on the 10,000 validation images; rows and configs in `results/cifar100-resnet32-short/`. "DHM,
 cheap" is `--model.branches auto --branches.width 1 --branches.keep 0.4 --branches.batch_fraction 0.5`.
 {verdict(plain)}
 
 {errors_table(short)}
+
+## CIFAR-100, all images, a fifth of the epochs
 
 All 50,000 images, DHM Table 1's recipe at a fifth of its length (34 epochs, bf16), on one H100; rows in
 `results/cifar100-resnet32-34-epochs/`. **Trained so briefly, side branches did not help what ships.** The papers train
@@ -137,6 +141,8 @@ for 164 epochs.
 
 {errors_table(full)}
 
+## Photographs, from scratch
+
 `imagenette-small`: RegNetX-200MF from scratch with automatic branches, 2,000 training images of 10 classes at 96x96,
 30 epochs, 600 validation images (`folder/scratch --model.name regnetx_002 --data.image_size 96 --data.resize 112
 --optim.epochs 30`); rows in `results/imagenette-small/`.
@@ -144,11 +150,15 @@ for 164 epochs.
 
 {errors_table(photos)}
 
+## Fine-tuning
+
 Fine-tuning EfficientNet-Lite0 from its ImageNet weights on the same photographs, 5 epochs, learning rates chosen on
 held-out training photographs (`benchmarks/finetune.py`); rows in `results/finetune-imagenette/`. **Branches do not
 help what ships there**; fresh ones harm it. "Time" is no comparison: the runs shared two cores with other work.
 
 {(ROOT / "results/finetune-imagenette/finetune/table.md").read_text(encoding="utf-8").strip()}
+
+## Re-identification
 
 `market1501/mobilenet-short` on the drawn people of `prepare synthetic-reid`: the re-ID MobileNet from scratch at 96x48,
 24 epochs; mAP on 100 people that training has not seen; rows in `results/reid-synthetic/`. Market-1501 and
@@ -156,6 +166,8 @@ DukeMTMC-reID themselves have not been run.
 {verdict(people)}
 
 {errors_table(people)}
+
+## Speed
 
 Speed on {bench["environment"]["device"]} (`make bench`, `results/bench/cpu.json`): medians and quartiles, taking turns
 in one run. The reference (`benchmarks/reference.py`) is eager, float32, NCHW, a kernel a pair of classifiers, a
@@ -186,6 +198,8 @@ mAP and CMC of {given["queries"]:,} queries in a gallery of {given["gallery"]:,}
 times as fast. From features of {features["features"]:,} numbers: {milliseconds(features["ours_ms"])} ms, the process
 {features["peak_gib"]:.2f} GiB at its peak.
 
+## What branches cost
+
 What branches cost, as multiples of the baseline, and what makes them cost less (each is a flag of `sidebranch train`;
 `--branches.start_epoch` and `--branches.stop_epoch` leave them out of a share of the epochs):
 
@@ -201,11 +215,15 @@ tenth more time than the baseline:
 
 {research.cheap_table()}
 
+## Other teachers
+
 **Other teachers and divergences** (`sidebranch study better-teachers`, `results/better-teachers/`), the same
 regime; the study's other rows were not trained yet. None was better than DHM itself so far. At half its learning
 rate the baseline is better, and DHM worse:
 
 {research.plain_table("better-teachers")}
+
+## Faults
 
 Faults put in on purpose (`make test-faults`, `results/faults.json`). A killed run, or one whose disk filled, was
 resumed and ended with the same bits as one that was left alone; a bad image, path, pickle or config was trained on
