@@ -220,7 +220,7 @@ REMOVED_FLAGS = {
 
 
 def _type_in_words(name: str) -> str:
+    name = name.replace("typing.", "").replace("<class '", "").replace("'>", "")
     if name.lower().startswith("tuple"):
         return "a list, such as [a, b]"
-    name = name.replace("typing.", "").replace("<class '", "").replace("'>", "")
     return re.sub(r"^Literal\[(.*)\]$", r"one of \1", name)
