@@ -1,6 +1,7 @@
 """The types of what is public are written out, as `basedpyright --verifytypes` reads them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ def test_the_types_of_the_library_are_complete():
         "--ignoreexternal",
         "--outputjson",
     ]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it asks the first `python` there
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
     symbols = json.loads(found.stdout)["typeCompleteness"]["symbols"]
     named = {symbol["name"].split(".")[1] for symbol in symbols}
     assert set(sb.__all__) <= named

@@ -188,7 +188,7 @@ def test_the_command_says_what_it_found_and_what_is_wrong(run, tmp_path, capsys,
     assert "main, pt2" in text
     for words, message in (
         (["--format", "pt2", "--output", out], "exists; give another --output"),
-        (["--format", "timm", "--classifier", "b1"], "timm has no network for b1"),
+        (["--format", "timm", "--classifier", "b1"], "--format timm holds main; b1 leaves by --format onnx or pt2"),
         (["--format", "onnx", "--classifier", "b3"], "no classifier 'b3'; did you mean 'b2' or 'b1'"),
         (["--format", "pt2", "--with-preprocessing"], "is for --format onnx, not pt2"),
         (["--format", "pt2", "--classifier", "early_exit"], "leaves by --format onnx, a file an exit"),

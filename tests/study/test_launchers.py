@@ -20,7 +20,7 @@ from sidebranch.study.progress import Progress
 from sidebranch.study.replicas import exit_status, handled
 from sidebranch.study.spec import Row, Study
 
-STUDY = Study("mine", "", "", 2, (Row("digits/demo", "base, line", {"method": "baseline"}, {}),))
+STUDY = Study("mine", "", "", 2, rows=(Row("digits/demo", "base, line", {"method": "baseline"}, {}),))
 QUICK = ["--model.name", "cifar_resnet8", "--data.limit", "150", "--data.val_limit", "60"]
 QUICK += ["--runtime.precision", "32-true", "--runtime.compile", "false"]
 
@@ -134,7 +134,7 @@ def test_the_end_of_the_terminal_is_ignored_under_nohup():
 
 def test_hundreds_of_cells_are_shown_without_their_recipes(tmp_path, monkeypatch, capsys):
     rows = tuple(Row("digits/demo", f"lr {number}", {"method": "baseline"}, {}) for number in range(60))
-    cells, configs = plan(Study("mine", "", "", 5, rows[:1]), tmp_path, range(5), (), QUICK)
+    cells, configs = plan(Study("mine", "", "", 5, rows=rows[:1]), tmp_path, range(5), (), QUICK)
     many = [
         type(cell)(
             row, cell.seed, cell.epochs, cell.trains, type(cell.folder)(tmp_path / "cells" / f"{place}-{n}"), cell.logs

@@ -73,7 +73,7 @@ def test_arrays_that_do_not_fit(digits_config, folder, arrays, message):
     ("groups", "message"),
     [
         ({"branches": {"only": "b2"}}, "one branch alone, which is --method baseline, not dhm"),
-        ({"branches": {"kind": "narrow", "width": 1.0}}, "branches.kind narrow has its own depth and width"),
+        ({"branches": {"kind": "narrow", "width": 1.0}}, "branches.kind narrow has its own form"),
         ({"data": {"val_limit": 501}}, "data.val_limit is 501, but there are only 500"),
         ({"data": {"interpolation": "bicubic", "backend": "dali"}}, "need data.backend draft or torchvision"),
     ],
