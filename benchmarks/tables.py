@@ -207,11 +207,11 @@ What branches cost, as multiples of the baseline, and what makes them cost less 
 
 **What carries DHM's gain, and what costs** (`sidebranch study cheap-branches`, `results/cheap-branches/`):
 `cifar100/resnet20-held-out`, ResNet-20 on 5,000 images of CIFAR-100, 30 epochs, validated on 5,000 training images
-that are held out. Time is that of a step, in turns on one quiet thread (`python benchmarks/branch_costs.py`). Rows
-of one seed are hints: differences of a point or two may be noise. `branches.batch_fraction` harms, unless the
-branches weigh as much less; grouped convolutions save too little time to be worth training. **One branch, as wide
-as main, on features of half the resolution** (`{research.CHEAP}`) gains as much as both published branches, for a
-tenth more time than the baseline:
+that are held out. Time is that of a step, in turns on one quiet thread (`python benchmarks/branch_costs.py`). One
+or two seeds are hints: even DHM's own gain is not told apart from none here. `branches.batch_fraction` harms,
+unless the branches weigh as much less; grouped convolutions save too little time to be worth training. **One
+branch, as wide as main, on features of half the resolution** (`{research.CHEAP}`) has the lowest error with both
+seeds, for a tenth more time than the baseline:
 
 {research.cheap_table()}
 
