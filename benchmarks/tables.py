@@ -256,41 +256,26 @@ def gains() -> str:
     return "\n".join(lines) + "\n"
 
 
-def fine_tuning() -> str:
-    """The same of the study of fine-tuning, whose rows differ in more than the method."""
-    rows = (ROOT / "results/finetune-imagenette/finetune/results.jsonl").read_text(encoding="utf-8").splitlines()
-    errors: dict[str, dict[int, float]] = {}
-    for row in map(json.loads, rows):
-        errors.setdefault(row["variant"], {})[row["seed"]] = row["last"]["main"]
-    lines, base = [], errors["baseline"]
-    for variant in ("DHM", "DHM, copied branches"):
-        change = gain(errors[variant], base, 600)
-        lines.append(
-            f"| {'' if lines else 'fine-tuning from ImageNet weights, 2,000 photographs, EfficientNet-Lite0'} | "
-            f"{'' if lines else spread(list(base.values()))} | {variant} | {spread(list(errors[variant].values()))} | "
-            f"{change.points:+.2f} ± {change.half_width:.2f} | {len(base)} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def cheap() -> str:
-    """The same of the study of costs, on held-out training images."""
-    errors, images = research.errors_of("cheap-branches")
+def of_study(study: str, task: str, variants: dict[str, str]) -> str:
+    """The same of a study whose rows differ in more than the method; variants to their names here."""
+    errors, images = research.errors_of(study)
     lines = []
-    for variant, name in (("DHM", "DHM"), (research.BEST, "DHM, cheap (below)")):
+    for variant, name in variants.items():
+        first = (task, spread(list(errors["baseline"].values()))) if not lines else ("", "")
         change = research.change(errors, variant, "baseline", images)
-        lines.append(
-            f"| {'' if lines else 'CIFAR-100, 5,000 images, ResNet-20, 30 epochs'} | "
-            f"{'' if lines else spread(list(errors['baseline'].values()))} | {name} | "
-            f"{spread(list(errors[variant].values()))} | {change} | {len(errors[variant])} |"
-        )
+        values = errors[variant].values()
+        lines.append(f"| {first[0]} | {first[1]} | {name} | {spread(list(values))} | {change} | {len(values)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     is_stale = False
+    cheap = {"DHM": "DHM", research.BEST: "DHM, cheap (below)"}
+    short = of_study("cheap-branches", "CIFAR-100, 5,000 images, ResNet-20, 30 epochs", cheap)
+    task = "fine-tuning from ImageNet weights, 2,000 photographs, EfficientNet-Lite0"
+    tuned = of_study("finetune-imagenette/finetune", task, {each: each for each in ("DHM", "DHM, copied branches")})
     for path, begin, content in (
-        (ROOT / "README.md", GAINS, gains() + cheap() + fine_tuning()),
+        (ROOT / "README.md", GAINS, gains() + short + tuned),
         (ROOT / "docs" / "results.md", BEGIN, measured()),
     ):
         text = path.read_text(encoding="utf-8")
