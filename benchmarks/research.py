@@ -70,3 +70,11 @@ def cheap_table() -> str:
             f"{than_dhm} | {len(values)} |"
         )
     return "\n".join(lines)
+
+
+def cheap_summary() -> str:
+    """What the cheapest good setting is and costs, for the README."""
+    rows = json.loads((RESULTS / "cheap-branches" / "costs.json").read_text(encoding="utf-8"))["rows"]
+    costs = {row["variant"]: row["time"] for row in rows}
+    flags = CHEAP.replace("[b1]", "'[b1]'")
+    return f"\n**Cheap**: `{flags}`, {costs[BEST]:.2f} times the baseline's time, DHM {costs['DHM']:.2f}.\n"

@@ -275,7 +275,7 @@ def main() -> int:
     task = "fine-tuning from ImageNet weights, 2,000 photographs, EfficientNet-Lite0"
     tuned = of_study("finetune-imagenette/finetune", task, {each: each for each in ("DHM", "DHM, copied branches")})
     for path, begin, content in (
-        (ROOT / "README.md", GAINS, gains() + short + tuned),
+        (ROOT / "README.md", GAINS, gains() + short + tuned + research.cheap_summary()),
         (ROOT / "docs" / "results.md", BEGIN, measured()),
     ):
         text = path.read_text(encoding="utf-8")

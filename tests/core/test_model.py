@@ -254,14 +254,16 @@ def test_inference_mode_works_and_leaves_training_alone(little_net, images, labe
 
 
 def compile_together():
-    net, objective = sb.attach(Little(), little_branches()).eval(), sb.dhm()
-    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    net, images, labels = sb.attach(Little(), little_branches()).eval(), torch.randn(4, 1, 8, 8), torch.arange(4)
+    said = {"average": torch.randn(4, 10)}
+    taught = sb.Objective([1, 1, 1], [[0, 1, 1]] * 5, teachers=["average", "ensemble"], divergence="decoupled")
+    for objective, given in ((sb.dhm(), {}), (taught, said)):
 
-    def total(images, labels):
-        return objective(net(images), labels).total
+        def total(images, labels, objective=objective, given=given):
+            return objective(net(images), labels, taught=given).total
 
-    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(images, labels), total(images, labels))
+        compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(images, labels), total(images, labels))
 
 
 def test_network_and_loss_compile_together(tmp_path):

@@ -270,9 +270,10 @@ class Objective(nn.Module):
         for name in self.teachers:
             if name not in taught:
                 raise UserError(f"this objective learns from '{name}': call it with taught={{'{name}': logits}}")
-            given = taught[name]
-            given = main.detach() if given is None else given
-            given = given.logits if isinstance(given, Classified) else given
+            given: Any = main.detach() if taught[name] is None else taught[name]
+            given = getattr(
+                given, "logits", given
+            )  # a network's outputs as they are; a check of the type does not compile
             found.append([given] if isinstance(given, Tensor) else list(given))
             if not found[-1] or any(each.shape != shape for each in found[-1]):
                 shapes = [list(each.shape) for each in found[-1]]
