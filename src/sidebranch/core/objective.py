@@ -271,9 +271,7 @@ class Objective(nn.Module):
             if name not in taught:
                 raise UserError(f"this objective learns from '{name}': call it with taught={{'{name}': logits}}")
             given: Any = main.detach() if taught[name] is None else taught[name]
-            given = getattr(
-                given, "logits", given
-            )  # a network's outputs as they are; a check of the type does not compile
+            given = getattr(given, "logits", given)  # a network's outputs teach as they are
             found.append([given] if isinstance(given, Tensor) else list(given))
             if not found[-1] or any(each.shape != shape for each in found[-1]):
                 shapes = [list(each.shape) for each in found[-1]]
