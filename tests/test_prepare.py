@@ -107,10 +107,11 @@ def test_checking_a_good_and_a_harmed_folder(photos, capsys):
     assert "train: 12 images of 3 classes, 4 to 4 per class" in capsys.readouterr().out
     (photos / "train" / "bee" / "2.png").write_bytes(b"no image")
     (photos / "val" / "cat").rename(photos / "val" / "cow")
+    (photos / "train" / "cow").mkdir()
     assert main(["prepare", "check", str(photos)]) == 1
     printed = capsys.readouterr().out
     assert "bee/2.png" in printed
-    assert "class in train only: cat\nclass in val only: cow\n3 faults found" in printed
+    assert f"class in train only: cat\nno images: {photos / 'train' / 'cow'}\n3 faults found" in printed
 
 
 def test_packing_by_the_command(photos, tmp_path, capsys):

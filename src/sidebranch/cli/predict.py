@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 20  # skipped files that are named
+WIDE = 10_000  # columns where no terminal folds the table
 SKIPPED = 1  # exit status, if a file was skipped
 
 
@@ -157,7 +158,8 @@ def _as_table(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told],
         if told:
             table.add_row(path, *(f"{name} {100 * value:.1f} %" for name, value in told[names[0]]))
         elif table.row_count:
-            Console(file=out, highlight=False, markup=False).print(table)
+            width = None if out.isatty() else WIDE
+            Console(file=out, highlight=False, markup=False, width=width).print(table)
 
     return write
 

@@ -68,9 +68,10 @@ def _check_folder(options: Namespace) -> int:
         print(f"unreadable: {path}")
     for name in found.differing:
         print(f"class in {'train' if name in found.counts['train'] else 'val'} only: {name}")
-    faults = len(found.unreadable) + len(found.differing)
-    print("no faults found" if found.is_good else f"{faults} fault{'' if faults == 1 else 's'} found")
-    return 0 if found.is_good else 1
+    for folder in found.empty:
+        print(f"no images: {folder}")
+    print(f"{found.faults} fault{'' if found.faults == 1 else 's'} found" if found.faults else "no faults found")
+    return 1 if found.faults else 0
 
 
 def _sort_imagenet_val(options: Namespace) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from sidebranch.data.sources.decoding import EXTENSIONS, UNREADABLE, rgb
-from sidebranch.data.sources.scan import files_of_classes
+from sidebranch.data.sources.scan import files_of_folders
 from sidebranch.errors import UserError, reason
 
 
@@ -25,15 +25,17 @@ class Checked:
         counts: split to class to number of images.
         unreadable: paths of unreadable images.
         differing: classes that are in one split only.
+        empty: folders of classes without an image.
     """
 
     counts: dict[str, dict[str, int]]
     unreadable: list[str]
     differing: list[str]
+    empty: list[str]
 
     @property
-    def is_good(self) -> bool:
-        return not self.unreadable and not self.differing
+    def faults(self) -> int:
+        return len(self.unreadable) + len(self.differing) + len(self.empty)
 
 
 def check_folder(root: Path, done: Callable[[], object] = lambda: None) -> Checked:
@@ -48,7 +50,7 @@ def check_folder(root: Path, done: Callable[[], object] = lambda: None) -> Check
     """
     if not root.is_dir():
         raise UserError(f"no folder '{root}'; give one with train/CLASS/*.jpg and val/CLASS/*.jpg")
-    splits = {name: files_of_classes(root, name) for name in ("train", "val")}
+    splits = {name: files_of_folders(root, name) for name in ("train", "val")}
     counts, unreadable = {}, []
     with ThreadPoolExecutor(os.cpu_count() or 1) as readers:
         for name, classes in splits.items():
@@ -59,7 +61,8 @@ def check_folder(root: Path, done: Callable[[], object] = lambda: None) -> Check
                     unreadable.append(path)
                 done()
     differing = sorted(set(counts["train"]) ^ set(counts["val"]))
-    return Checked(counts, unreadable, differing)
+    empty = [str(root / name / each) for name in splits for each, files in splits[name].items() if not files]
+    return Checked(counts, unreadable, differing, empty)
 
 
 def _is_readable(path: str) -> bool:

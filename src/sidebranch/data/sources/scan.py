@@ -23,6 +23,20 @@ def files_of_classes(root: Path, name: str) -> dict[str, list[str]]:
     Raises:
         UserError: the folder is missing, or a class has no images.
     """
+    files = files_of_folders(root, name)
+    empty = [each for each in files if not files[each]]
+    if empty:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise UserError(f"'{root / name}' is not laid out as CLASS/*.jpg: no images in {shown}")
+    return files
+
+
+def files_of_folders(root: Path, name: str) -> dict[str, list[str]]:
+    """As `files_of_classes`, with the folders that have no images.
+
+    Raises:
+        UserError: the folder is missing.
+    """
     top = root / name
     if not top.is_dir():
         found = ", ".join(sorted(each.name for each in root.iterdir() if each.is_dir())[:5]) or "no folder at all"
@@ -36,10 +50,6 @@ def files_of_classes(root: Path, name: str) -> dict[str, list[str]]:
         index = _index(top, classes)
     except OSError as error:
         raise UserError(f"cannot read the folder '{error.filename}' ({error.strerror})") from error
-    empty = [each for each in classes if not index[each]]
-    if empty:
-        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        raise UserError(f"'{top}' is not laid out as CLASS/*.jpg: no images in {shown}")
     return {each: [os.path.join(top, each, file) for file in index[each]] for each in classes}
 
 
