@@ -13,6 +13,7 @@ from sidebranch.inspect.significance import gain
 RESULTS = Path(__file__).parent.parent / "results"
 BEST = "b1 alone, grown, width 1, pooled by 2"
 CHEAP = "--model.branches auto --branches.width 1 --branches.pool 2 --branches.use [b1]"
+ON_TOP = ("label smoothing", "CutMix", "mixup", "moving average", "twice as long")
 Errors = dict[str, dict[int, float]]
 
 
@@ -69,6 +70,34 @@ def cheap_table() -> str:
             f"| {variant} | {macs.get(variant, '')} | {cost['time']:.2f} | {spread(list(values.values()))} | {less} | "
             f"{than_dhm} | {len(values)} |"
         )
+    return "\n".join(lines)
+
+
+def on_top(what: str) -> dict[str, str]:
+    """What a network is trained with to the study's three rows: without branches, with DHM's, with the cheap one."""
+    before = f"{what} and " if what else ""
+    return {"baseline": what or "baseline", "DHM": f"{before}DHM", "DHM, cheap": f"{before}DHM, cheap"}
+
+
+def on_top_table() -> str:
+    """A row each of what a network is trained with: the errors, and the paired differences that branches make."""
+    errors, images = errors_of("on-top")
+    lines = ["| with | baseline | DHM | less | DHM, cheap | less | seeds |", "|---" * 7 + "|"]
+    for what in ("", *ON_TOP):
+        rows = {name: each for name, each in on_top(what).items() if each in errors}
+        if "baseline" not in rows:
+            continue
+        base = rows["baseline"]
+        cells = [what or "neither", spread(list(errors[base].values()))]
+        for name in ("DHM", "DHM, cheap"):
+            has = name in rows
+            cells += (
+                [spread(list(errors[rows[name]].values())), change(errors, rows[name], base, images)]
+                if has
+                else ["", ""]
+            )
+        counts = sorted({len(errors[each]) for each in rows.values()})
+        lines.append("| " + " | ".join([*map(str, cells), " or ".join(map(str, counts))]) + " |")
     return "\n".join(lines)
 
 

@@ -201,10 +201,10 @@ def test_help_of_a_recipe_shows_its_values(capsys):
         (["train"], "train needs a recipe first"),
         (["train", "--seed", "1"], "train needs a recipe first"),
         (["train", "cifar100/resnt32"], "no recipe 'cifar100/resnt32', .* did you mean 'cifar100/resnet32'"),
-        (["train", "digits/demo", "--optim.lrr", "1"], "unknown argument '--optim.lrr'; did you mean 'optim.lr'"),
+        (["train", "digits/demo", "--optim.lrr", "1"], "unknown argument '--optim.lrr'; did you mean '--optim.lr'"),
         (
             ["train", "digits/demo", "--optim.epoch", "1"],
-            "unknown argument '--optim.epoch'; did you mean 'optim.epochs'",
+            "unknown argument '--optim.epoch'; did you mean '--optim.epochs'",
         ),
         (["train", "digits/demo", "--optim.lr", "fast"], "optim.lr is fast; it must be float"),
         (

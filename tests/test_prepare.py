@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 from scipy.io import savemat
 
@@ -111,7 +113,14 @@ def test_checking_a_good_and_a_harmed_folder(photos, capsys):
     assert main(["prepare", "check", str(photos)]) == 1
     printed = capsys.readouterr().out
     assert "bee/2.png" in printed
+    assert "  bee: 4 train, 2 val\n  cat: 4 train, 0 val\n" in printed
+    assert "remove unreadable images, or train with --data.on_corrupt skip" in printed
     assert f"class in train only: cat\nno images: {photos / 'train' / 'cow'}\n3 faults found" in printed
+    shutil.rmtree(photos / "val")
+    assert main(["prepare", "check", str(photos)]) == 1
+    printed = capsys.readouterr().out
+    assert f"no folder: {photos / 'val'}" in printed
+    assert "3 faults found" in printed
 
 
 def test_packing_by_the_command(photos, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What leaves is what was trained: each format is read back by its own runtime in a process of its own."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from sidebranch.deploy.formats import ABOUT, WRITERS
 from sidebranch.deploy.run_exits import EarlyExit as RunExits
 from sidebranch.deploy.ship import export
 from sidebranch.deploy.shipped import ship, validation_images
+from sidebranch.runs import checkpoint
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
 from training import changed
@@ -196,3 +198,22 @@ def test_the_command_says_what_it_found_and_what_is_wrong(run, tmp_path, capsys,
     ):
         assert main(["export", str(run.root), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_leaves_a_stopped_run_says_so(run, tmp_path, capsys):
+    """Weights of within an epoch have no row in metrics.csv; the card must not give them another epoch's errors."""
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run.root, stopped)
+    folder = RunFolder(stopped)
+    checkpoint.save(folder.last, checkpoint.load(folder.last) | {"epoch": 0, "step": 1})
+    assert main(["export", str(stopped), "--format", "timm", "--output", str(tmp_path / "out")]) == 0
+    assert f"'{stopped}' was stopped: 0 of 1 epochs and 1 step; go on: " in capsys.readouterr().err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "0 of 1 epochs and 1 step" in card
+    assert "classifier of the run" not in card
+    assert main(["export", str(stopped), "--output", str(tmp_path / "m.safetensors")]) == 0
+    assert "was stopped" in capsys.readouterr().err
+    assert main(["eval", str(stopped)]) == 0
+    assert "last checkpoint: 0 of 1 epochs and 1 step" in " ".join(capsys.readouterr().out.split())
+    assert main(["export", str(run.root), "--output", str(tmp_path / "whole.safetensors")]) == 0
+    assert "was stopped" not in capsys.readouterr().err

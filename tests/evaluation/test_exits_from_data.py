@@ -1,6 +1,7 @@
 """Early exit chosen from data: temperatures, thresholds, the curve, and the command."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from sidebranch.config.data import DataConfig
 from sidebranch.core.exits import MEASURES
 from sidebranch.data.datasets import read_dataset
 from sidebranch.evaluation.early_exit import Scores, chosen, frontier, outcome, risen, temperatures
-from sidebranch.evaluation.exits_of_run import _parts, policy_of
+from sidebranch.evaluation.exits_of_run import _parts, _remedy, policy_of
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
 from training import changed
@@ -121,7 +122,7 @@ def test_a_wanted_error_or_cost_chooses_or_says_what_can_be_had():
         chosen(choices, error=0.1)
     with pytest.raises(sb.UserError, match="no exits are as cheap as"):
         chosen(choices, macs=1)
-    with pytest.raises(sb.UserError, match="there are 50 images to choose exits on, half of .* at least 200"):
+    with pytest.raises(sb.UserError, match="there are 50 images to choose exits on; at least 200"):
         frontier(scores_of(50), COSTS)
 
 
@@ -147,6 +148,10 @@ def test_settings_can_be_chosen_on_what_the_limit_leaves(digits_config, photos):
     assert torch.equal(dataset.train.images, limited.train.images)
     of_photos = DataConfig("folder", str(photos), limit=9, validate_on="held_out", image_size=16, resize=16, workers=0)
     assert len(read_dataset(of_photos, 0).val) == 3
+    shutil.rmtree(photos / "val")
+    assert len(read_dataset(of_photos, 0).val) == 3
+    with pytest.raises(sb.UserError, match="has no folder 'val'"):
+        read_dataset(replace(of_photos, validate_on="val"), 0)
     with pytest.raises(sb.UserError, match=r"held_out needs a data.limit that leaves training images"):
         read_dataset(replace(of_photos, limit=0), 0)
 
@@ -161,6 +166,16 @@ def test_what_is_reported_was_not_chosen_on(digits_config):
     assert len(choosing.val) + len(reported.val) == len(whole.val)
 
 
+def test_too_few_images_to_choose_on_name_the_way_out(digits_config):
+    limited = read_dataset(digits_config.data, 0)
+    whole = replace(limited, held_out=None)
+    count = len(limited.train) + len(limited.held_out)
+    assert f"train with --data.limit {count - 200} or less" in _remedy(limited)
+    assert "at least 400 validation images are needed" in _remedy(whole)
+    few = replace(limited, train=limited.train.first(100), held_out=limited.train.first(50))
+    assert "train without --data.limit" in _remedy(few)
+
+
 def test_the_command_keeps_its_choice_and_draws_it(digits_config, tmp_path, capsys):
     folder = RunFolder(tmp_path / "run")
     config = changed(digits_config, optim={"epochs": 2}, data={"limit": 900, "val_limit": 300})
@@ -168,7 +183,9 @@ def test_the_command_keeps_its_choice_and_draws_it(digits_config, tmp_path, caps
     assert main(["eval", str(folder.root), "--early-exit"]) == 0
     text = capsys.readouterr().out
     assert "exits chosen on 397 images, training images that the run did not train on" in text
+    assert text.count("chosen: ") == 1
     kept = json.loads(folder.early_exit.read_text())
+    assert kept["chosen"] in kept["points"]
     assert kept["images"] == 300
     assert {each["name"] for each in kept["classifiers"]} == {"main", "b1", "b2", "ensemble"}
     policy = policy_of(kept)

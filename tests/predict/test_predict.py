@@ -60,7 +60,7 @@ def told(capsys, *words):
 
 
 def test_answers_are_those_of_evaluation(run, root, capsys):
-    net, dataset = network_of_run(run)
+    net, dataset, _ = network_of_run(run)
     with torch.no_grad():
         images = torch.cat([images for images, _ in dataset.val_loader(torch.device("cpu")).batches()])
         logits = net.eval()(images).logits

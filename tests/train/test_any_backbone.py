@@ -126,7 +126,7 @@ def test_roots_that_move_are_drawn_in_training(digits_config, folder, monkeypatc
     train(config, folder)
     assert len({each["b1"] for each in seen}) > 1
     assert {each["b1"] for each in seen} <= {"layer2.0", "layer2.1", "layer2"}
-    assert evaluate_run(folder).epoch == 2
+    assert evaluate_run(folder).trained.epoch == 2
 
 
 def test_a_baseline_has_no_roots_to_draw(digits_config, folder):

@@ -115,7 +115,7 @@ def test_distorted_images_train_resume_and_are_only_for_training(photos_config, 
 def test_validation_at_another_size(photos_config, folder):
     train(changed(photos_config, data={"eval_size": 64, "resize": 64}), folder)
     assert checkpoint.load(folder.last)["inputs"]["input_size"] == [3, 64, 64]
-    assert evaluate_run(folder).epoch == 2
+    assert evaluate_run(folder).trained.epoch == 2
 
 
 def test_a_network_of_one_size_says_so_before_training(photos_config, folder):

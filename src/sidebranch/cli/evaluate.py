@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         given = {name: options[f"eval.{name}"] for name in ("metric", "flip", "chunk")}
         overrides = {name: value for name, value in given.items() if value is not None}
         result = evaluate_run(folder, options.checkpoint, options["data.root"], overrides)
-        errors, title = result.errors, f"{folder.root}, {options.checkpoint} checkpoint: epoch {result.epoch}"
+        errors, title = result.errors, f"{folder.root}, {options.checkpoint} checkpoint: {result.trained}"
         print("".join(f"{note}\n" for note in result.notes), end="")
     known = RETRIEVAL if "mAP" in errors["main"] else ERRORS
     headings = {key: text for key, text in known.items() if key in errors["main"]}
@@ -117,14 +117,16 @@ def _print_exits(root: Path, found: dict[str, Any]) -> None:
     for name in ("exits", "error, %", "MACs, M", "of main's", "ms", "taken by, %"):
         table.add_column(name, justify="left" if name == "exits" else "right")
     main = next(each["macs"] for each in found["classifiers"] if each["name"] == "main")
-    named = {"": found["points"], "chosen: ": [found["chosen"]]}
     rows = [(each["name"], each, "") for each in found["classifiers"]]
-    for prefix, points in named.items():
-        for each in points:
-            exits = " > ".join(each["policy"]["exits"]) + (", averaged" if each["policy"]["averaged"] else "")
+    for each in found["points"]:
+        is_chosen, exits = each == found["chosen"], each["policy"]["exits"]
+        if len(exits) > 1 or is_chosen:  # one exit alone is a classifier, which has its row
+            name = " > ".join(exits) + (", averaged" if each["policy"]["averaged"] else "")
             shares = " ".join(f"{100 * share:.0f}" for share in each["shares"].values())
-            rows.append((prefix + exits, each, shares))
-    for name, each, shares in rows:
+            rows.append((f"chosen: {name}" if is_chosen else name, each, shares))
+    for place, (name, each, shares) in enumerate(rows):
+        if place == len(found["classifiers"]):
+            table.add_section()
         table.add_row(
             name,
             f"{each['error']:.2f}",

@@ -38,7 +38,12 @@ def parser() -> ArgumentParser:
     made = plain_parser("export", EXPORT_HELP)
     add_checkpoint_arguments(made)
     made.add_argument("--format", choices=FORMATS, default="safetensors", help="The weights alone, or a folder.")
-    made.add_argument("--classifier", type=str, default="main", help="main, a branch (b1, b2), ensemble or early_exit.")
+    made.add_argument(
+        "--classifier",
+        type=str,
+        default="main",
+        help="main; by ONNX or pt2 a branch (b1, b2) or ensemble; by ONNX early_exit.",
+    )
     made.add_argument(
         "--output", type=str, default="", help="The file or folder. Default: model.safetensors, or FORMAT."
     )
@@ -56,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.with_preprocessing and options.format != "onnx":
         raise UserError(f"--with-preprocessing is for --format onnx, not {options.format}")
     if options.format in ("timm", "torchvision") and options.classifier != "main":
-        raise UserError(f"--format {options.format} holds main; {options.classifier} leaves by --format onnx or pt2")
+        raise UserError(f"--format {options.format} holds main; {options.classifier} leaves by {_format_of(options)}")
     if options.classifier == "early_exit" and (options.format != "onnx" or options.with_preprocessing):
         raise UserError("--classifier early_exit leaves by --format onnx, a file an exit, without --with-preprocessing")
     try:
@@ -68,10 +73,15 @@ def run(arguments: Sequence[str]) -> int:
         ) from error
 
 
+def _format_of(options: Namespace) -> str:
+    """The formats that a classifier other than main leaves by."""
+    return "--format onnx" if options.classifier == "early_exit" else "--format onnx or pt2"
+
+
 def _weights(options: Namespace) -> int:
     path = Path(options.output or "model.safetensors")
     if options.classifier != "main":
-        raise UserError(f"the safetensors file holds main; {options.classifier} leaves by --format onnx or pt2")
+        raise UserError(f"the safetensors file holds main; {options.classifier} leaves by {_format_of(options)}")
     if path.suffix != ".safetensors":
         raise UserError(f"--output is '{path}'; the file is safetensors, so call it {path.with_suffix('.safetensors')}")
     from sidebranch.deploy.export import export_reference, export_run
@@ -97,11 +107,17 @@ def _folder(options: Namespace) -> int:
 
     quiet_libraries()
     folder, output = RunFolder(Path(options.run)), Path(options.output or options.format)
+    if output.exists():  # before minutes of work
+        raise UserError(f"'{output}' exists; give another --output")
     shipped = ship(folder, options.checkpoint, options.classifier, options["data.root"])
     rows = folder.read_metrics()
     headline = headline_of(rows[-1]) if rows else None
+    if options.checkpoint == "last":
+        shipped.trained.warn(folder.root)
     row = min(rows, key=headline.of) if headline and options.checkpoint == "best" else rows[-1] if rows else {}
-    errors = {each: headline.of(row, each) for each in headline.columns(row)} if headline else {}
+    errors = {}
+    if headline and not shipped.trained.step:  # within an epoch, the row is of other weights
+        errors = {each: headline.of(row, each) for each in headline.columns(row)}
     environment = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
     beside = {}
     if shipped.classifier != "main" or options.format == "onnx-int8":  # first, so that an error leaves nothing

@@ -124,7 +124,7 @@ def _gradients(records: Sequence[Record], options: Namespace) -> Found:
                 raise UserError(f"'{record.folder.root}' has no branches, whose gradients could be compared")
             last = {int(record.rows[-1]["epoch"]): record.folder.last}
             for epoch, path in (record.folder.all_kept() | last).items():
-                net, dataset = network_of_run(record.folder, path, options["data.root"])
+                net, dataset, _ = network_of_run(record.folder, path, options["data.root"])
                 images, labels = _batch(dataset, options.images)
                 found.setdefault(kind, {}).setdefault(epoch, []).append(gradient_alignment(net.eval(), images, labels))
     numbers = {
@@ -143,7 +143,7 @@ def _noise(records: Sequence[Record], options: Namespace) -> Found:
 
     if len(records) > 1:
         raise UserError("--what noise looks at one run")
-    net, dataset = network_of_run(records[0].folder, data_root=options["data.root"])
+    net, dataset, _ = network_of_run(records[0].folder, data_root=options["data.root"])
     images, _ = _batch(dataset, options.images)
     torch.manual_seed(0)
     first, second, features = heads_at_fork(net.double().eval(), images.double(), *options.pair)

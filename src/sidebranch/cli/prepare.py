@@ -15,6 +15,8 @@ from sidebranch.errors import UserError, nearest
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+LISTED = 20  # classes at most that are counted one by one
+
 
 def parser() -> ArgumentParser:
     made = plain_parser("prepare", PREPARE_HELP)
@@ -64,8 +66,16 @@ def _check_folder(options: Namespace) -> int:
         sizes = sorted(counts.values())
         spread = f"{sizes[0]:,} to {sizes[-1]:,} per class"
         print(f"{name}: {sum(sizes):,} images of {len(sizes):,} classes, {spread}")
+    classes = sorted({each for counts in found.counts.values() for each in counts})
+    if len(classes) <= LISTED:
+        for name in classes:
+            print(f"  {name}: " + ", ".join(f"{counts.get(name, 0):,} {of}" for of, counts in found.counts.items()))
+    if found.missing:
+        print(f"no folder: {Path(options.folder) / found.missing}")
     for path in found.unreadable:
         print(f"unreadable: {path}")
+    if found.unreadable:
+        print("remove unreadable images, or train with --data.on_corrupt skip")
     for name in found.differing:
         print(f"class in {'train' if name in found.counts['train'] else 'val'} only: {name}")
     for folder in found.empty:

@@ -14,7 +14,7 @@ Ctrl-C saves and stops; the same command with --resume continues."""
 
 EVAL_HELP = """Evaluate a run on its validation images.
 
-Prints the top-1 and top-5 error of every classifier and of their ensemble;
+Prints the top-1 error (of more than five classes, the top-5 error too) of every classifier and of their ensemble;
 for re-identification, mAP and CMC of every classifier's features.
 
 --early-exit: images leave at the first classifier that is sure. Which, and when, is chosen on
@@ -32,7 +32,7 @@ PREDICT_HELP = """Say what is on photographs.
 MODEL is a run's folder, a folder of `sidebranch export` (of any format), a run's
 model.safetensors, or a checkpoint of the papers' public code with --recipe. Photographs are
 turned upright, resized and cropped as the model's header says. Files that cannot be read are
-skipped and named; the exit status is then 1.
+skipped and named; the exit status is then 1. A file that does not exist ends it, with status 2.
 
   sidebranch predict runs/folder-finetune-resnet50-dhm-seed0 photo.jpg
   sidebranch predict onnx holiday/ --top 5 --format csv --output answers.csv
@@ -56,7 +56,7 @@ Scikit-learn's digits with half of the training labels replaced at random, train
 side branches (baseline) and with them (DHM), several seeds each. Prints a table and writes
 report.html, a page with the curves."""
 
-EXPORT_HELP = """Write a network that ships: a run's main, one of its branches, or their ensemble.
+EXPORT_HELP = """Write a network that ships: a run's main, one of its branches, their ensemble, or early exit.
 
 A format other than safetensors is a folder with a model card. It is read back by a fresh
 process, compared with the training network on validation images, and kept if it agrees.
@@ -114,7 +114,7 @@ PREPARE_HELP = """Check, sort, pack or generate a data set.
 
 CHECK_HELP = """Decode every image under DIR/train and DIR/val, and compare their classes.
 
-Exit status: 0, no faults; 1, an image is unreadable or a class is in one split only."""
+Exit status: 0, no faults; 1, an image is unreadable, a class is in one split only or empty, or a split is missing."""
 
 IMAGENET_VAL_HELP = """Move ImageNet's 50,000 flat validation images into one folder per class.
 

@@ -203,6 +203,7 @@ def explain(error: Exception, valid: Iterable[str]) -> str:
             return f"unknown argument '{flag}'; {REMOVED_FLAGS[flag.lstrip('-')]}"
         ends = [key for key in valid if key.endswith(f".{flag.lstrip('-')}")]
         hint = f"did you mean '{ends[0]}'?" if len(ends) == 1 else nearest(flag.lstrip("-"), valid, most=1)
+        hint = hint.replace("did you mean '", "did you mean '--")
         return f"unknown argument '{flag}'; {hint}"
     if found := re.search(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', text):
         return f"{found[1]} is {found[3]}; it must be {_type_in_words(found[2])}"

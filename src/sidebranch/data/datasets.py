@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -177,7 +177,8 @@ def read_dataset(config: DataConfig, seed: int, needs_train: bool = True) -> Dat
         train, val = people.train, people.test
         shape = (3, config.image_size, config.image_width or config.image_size // 2)
     elif config.name == "folder":
-        train, val = read_images(config.root, needs_train)
+        is_held_out = config.validate_on == "held_out"
+        train, val = read_images(config.root, "val" if is_held_out else "" if needs_train else "train")
         shape = (3, config.image_size, config.image_size)
     else:
         train, val = _arrays(config)
@@ -214,11 +215,11 @@ def read_dataset(config: DataConfig, seed: int, needs_train: bool = True) -> Dat
     return Dataset(config, seed, train.relabelled(labels), val, shape, people, held_out)
 
 
-def read_images(root: str, needs_train: bool = True) -> tuple[ImageSplit, ImageSplit]:
-    """Train and val splits of a data set of Hugging Face, of shards, or of a folder of classes."""
+def read_images(root: str, may_lack: Literal["", "train", "val"] = "") -> tuple[ImageSplit, ImageSplit]:
+    """Train and val splits of a data set of Hugging Face, of shards, or of a folder of classes, which may lack one."""
     if root.startswith(PREFIX):
         return hub(root)
-    return shards(root) if is_sharded(root) else folder(root, needs_train)
+    return shards(root) if is_sharded(root) else folder(root, may_lack)
 
 
 def _cores_of(rank: Rank) -> int:

@@ -65,10 +65,12 @@ def write_card(
     from jinja2 import Environment, PackageLoader
 
     config = shipped.config
+    folder = Path(config.data.root).name if config.data.name == "folder" else ""
+    data = folder or config.data.name
     measured = EvalResult(
         task_type="image-classification",
-        dataset_type=config.data.name,
-        dataset_name=config.data.name,
+        dataset_type=data,
+        dataset_name=data,
         metric_type="accuracy",
         metric_value=round(100 - found.after, 4),
         metric_name=f"top-1 accuracy on {found.images} validation images, %",
@@ -92,7 +94,7 @@ def write_card(
         front=front.to_yaml(),
         about=about,
         method=config.method,
-        data=config.data.name,
+        data=data,
         use=USE["early_exit" if is_early_exit else kind].format(
             mode=mode, output=about["output"], input=shape, model=about["model"], classes=about["num_classes"]
         ),
@@ -101,7 +103,7 @@ def write_card(
         found=found,
         recipe=config.name,
         seed=config.seed,
-        epochs=config.optim.epochs,
+        trained=str(shipped.trained),
         environment=environment,
         sha256=digest.hexdigest(),
     )

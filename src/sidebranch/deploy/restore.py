@@ -27,4 +27,6 @@ def restored(folder: RunFolder, which: Literal["last", "best"]) -> tuple[Branche
     shape = (state["in_chans"], *state["inputs"]["input_size"][1:])
     network = build_network(untrained(config), state["num_classes"], shape)
     checkpoint.restore(network, state["ema"] or state["model"], folder.root)
+    if which == "last":
+        checkpoint.Trained.of(state, config.optim.epochs).warn(folder.root)
     return network, config, state

@@ -20,6 +20,7 @@ from sidebranch.data.datasets import Dataset
 from sidebranch.errors import UserError, nearest
 from sidebranch.evaluation.exits_of_run import policy_of
 from sidebranch.evaluation.of_run import network_of_run
+from sidebranch.runs.checkpoint import Trained
 from sidebranch.runs.export import with_crop
 from sidebranch.runs.folder import RunFolder
 
@@ -37,6 +38,7 @@ class Shipped:
         network: the whole, which it is compared with.
         dataset: the run's.
         config: the run's.
+        trained: how far.
         about: model, classes, size, mean, std, crop_pct and interpolation, and what comes out.
     """
 
@@ -45,6 +47,7 @@ class Shipped:
     network: BranchedModel
     dataset: Dataset
     config: Config
+    trained: Trained
     about: Mapping[str, Any]
 
     @property
@@ -77,7 +80,7 @@ def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, dat
         UserError: there is no such run, checkpoint or classifier, it re-identifies, or it has no exits yet.
     """
     path = folder.last if which == "last" else folder.best
-    net, dataset = network_of_run(folder, path, data_root)
+    net, dataset, trained = network_of_run(folder, path, data_root)
     net, config = net.eval(), recipe.load(folder.config)
     if dataset.reid is not None:
         raise UserError(f"'{folder.root}' re-identifies; its backbone leaves by --format safetensors")
@@ -97,7 +100,7 @@ def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, dat
         "num_classes": len(dataset.classes),
         **with_crop(described),
     }
-    return Shipped(classifier, module.eval(), net, dataset, config, about)
+    return Shipped(classifier, module.eval(), net, dataset, config, trained, about)
 
 
 def validation_images(dataset: Dataset, most: int) -> tuple[Tensor, Tensor]:

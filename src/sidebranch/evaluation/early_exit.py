@@ -138,10 +138,7 @@ def frontier(scores: Scores, costs: Costs, measure: Measure = "confidence") -> l
         UserError: there are too few images.
     """
     if len(scores.labels) < FEWEST:
-        raise UserError(
-            f"there are {len(scores.labels)} images to choose exits on, half of the validation images or those that "
-            f"data.limit leaves; at least {FEWEST} are needed: add validation images, or train with --data.limit"
-        )
+        raise UserError(f"there are {len(scores.labels)} images to choose exits on; at least {FEWEST} are needed")
     scaled, names = temperatures(scores), in_order_of_cost(costs)
     found = []
     for count in range(1, len(names) + 1):
@@ -239,6 +236,7 @@ def chosen(choices: Sequence[Choice], error: float | None = None, macs: float | 
     if not fits:
         least = choices[0].held_out.macs
         raise UserError(
-            f"no exits are as cheap as {macs / 1e6:,.1f} M multiply-adds; the cheapest are {least / 1e6:,.1f} M"
+            f"no exits are as cheap as {macs / 1e6:,.1f} M multiply-adds; the cheapest are {least / 1e6:,.1f} M, "
+            f"{least / macs:.2f} times as many"
         )
     return fits[-1]

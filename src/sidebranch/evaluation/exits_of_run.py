@@ -17,7 +17,7 @@ from sidebranch.core.exits import ExitPolicy, Measure
 from sidebranch.core.model import BranchedModel
 from sidebranch.data.datasets import Dataset
 from sidebranch.errors import UserError
-from sidebranch.evaluation.early_exit import Choice, Costs, Scores, chosen, collect, frontier, outcome
+from sidebranch.evaluation.early_exit import FEWEST, Choice, Costs, Scores, chosen, collect, frontier, outcome
 from sidebranch.evaluation.of_run import network_of_run
 from sidebranch.runs.folder import RunFolder
 
@@ -52,13 +52,15 @@ def early_exits(
     Raises:
         UserError: there is no such run or checkpoint, it has no side branches, or no policy is as wanted.
     """
-    net, dataset = network_of_run(folder, folder.last if which == "last" else folder.best, data_root)
+    net, dataset, _ = network_of_run(folder, folder.last if which == "last" else folder.best, data_root)
     net = net.eval()
     if dataset.reid is not None:
         raise UserError(f"'{folder.root}' re-identifies; early exit is for classification")
     if len(net.names) == 1:
         raise UserError(f"'{folder.root}' has no side branches, so there is nothing to exit from")
     held_out, reported, where = _parts(dataset)
+    if len(held_out.val) < FEWEST:
+        raise UserError(f"exits are chosen on {where}, and there are only {len(held_out.val)}; {_remedy(dataset)}")
     size = dataset.eval_shape
     costs = EarlyExit(net, input_size=size).costs
     seen, shown = (collect(net, net.names, _batches(each)) for each in (held_out, reported))
@@ -69,6 +71,7 @@ def early_exits(
     images = next(iter(_batches(reported)))[0][:IMAGES]
     places = {round(each) for each in torch.linspace(0, len(choices) - 1, min(TIMED, len(choices))).tolist()}
     timed = sorted(places | {choices.index(taken)})
+    points = [_point(choices[place], net, shown, costs, images, size) for place in timed]
     return {
         "chosen_on": where,
         "held_out": len(seen.labels),
@@ -76,8 +79,8 @@ def early_exits(
         "measure": measure,
         "threads": torch.get_num_threads(),
         "classifiers": _alone(net, shown, costs, images, size),
-        "points": [_point(choices[place], net, shown, costs, images, size) for place in timed],
-        "chosen": _point(taken, net, shown, costs, images, size),
+        "points": points,
+        "chosen": points[timed.index(choices.index(taken))],
     }
 
 
@@ -89,7 +92,16 @@ def _parts(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
         return replace(dataset, val=split.take(some)), dataset, "training images that the run did not train on"
     halves = (dataset.val.take(torch.arange(start, len(dataset.val), 2)) for start in (0, 1))
     first, second = (replace(dataset, val=half) for half in halves)
-    return first, second, "every second validation image; the errors are of the others"
+    return first, second, "every second validation image (the errors are of the others)"
+
+
+def _remedy(dataset: Dataset) -> str:
+    if dataset.held_out is None or not len(dataset.held_out):
+        return f"at least {2 * FEWEST} validation images are needed, or a run with --data.limit"
+    least = len(dataset.train) + len(dataset.held_out) - FEWEST
+    if least < 1:
+        return f"at least {FEWEST} are needed; train without --data.limit, so that they come from the validation images"
+    return f"at least {FEWEST} are needed, so train with --data.limit {least} or less"
 
 
 def _batches(dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:

@@ -28,9 +28,9 @@ Errors = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors, the number of trained epochs, and notes on the data."""
+    """How far the network was trained, its errors, and notes on the data."""
 
-    epoch: int
+    trained: checkpoint.Trained
     errors: Errors
     notes: tuple[str, ...] = ()
 
@@ -60,7 +60,8 @@ def evaluate_run(
     dataset = read_dataset(config.data, config.seed, needs_train=False)
     network, state = _restored(config, folder, folder.last if which == "last" else folder.best, dataset)
     notes = () if dataset.reid is None else notes_on(dataset.reid)
-    return Evaluation(state["epoch"], _evaluate(config, network, dataset), notes)
+    trained = checkpoint.Trained.of(state, config.optim.epochs)
+    return Evaluation(trained, _evaluate(config, network, dataset), notes)
 
 
 def evaluate_reference(recipe_path: Path, weights: str, data_root: str = "") -> Errors:
@@ -74,8 +75,10 @@ def evaluate_reference(recipe_path: Path, weights: str, data_root: str = "") -> 
     return _evaluate(config, build_reference(config, weights, len(dataset.classes), dataset.shape), dataset)
 
 
-def network_of_run(folder: RunFolder, path: Path | None = None, data_root: str = "") -> tuple[BranchedModel, Dataset]:
-    """The network of a run's checkpoint, on the CPU, and its data.
+def network_of_run(
+    folder: RunFolder, path: Path | None = None, data_root: str = ""
+) -> tuple[BranchedModel, Dataset, checkpoint.Trained]:
+    """The network of a run's checkpoint, on the CPU, its data, and how far it was trained.
 
     Args:
         folder: of the run.
@@ -87,7 +90,8 @@ def network_of_run(folder: RunFolder, path: Path | None = None, data_root: str =
     """
     config = _config_of(folder, data_root)
     dataset = read_dataset(config.data, config.seed, needs_train=False)
-    return _restored(config, folder, path or folder.last, dataset)[0], dataset
+    network, state = _restored(config, folder, path or folder.last, dataset)
+    return network, dataset, checkpoint.Trained.of(state, config.optim.epochs)
 
 
 def _config_of(folder: RunFolder, data_root: str) -> Config:

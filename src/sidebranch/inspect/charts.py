@@ -99,7 +99,7 @@ def cost_against_error(groups: Groups) -> Chart:
     return chart_of(
         "Cost and result",
         "Time of training against the shipped network's result; bars are a standard deviation over seeds to each "
-        "side. What ships costs the same for all.",
+        "side. What ships costs the same for all. Times include what else ran on the machine.",
         spreads + dots,
         ("run", unit, "main, %"),
         [(each["kind"], f"{each['time']:.1f}", f"{each['value']:.2f}") for each in values],

@@ -16,13 +16,14 @@ MEASURED = {
 }
 
 
+def _exits(point: Mapping[str, Any]) -> str:
+    return " > ".join(point["policy"]["exits"]) + (", averaged" if point["policy"]["averaged"] else "")
+
+
 def _against(cost: str, found: Mapping[str, Any]) -> Chart:
     """Top-1 error against the mean cost of an image: a line of policies, and the classifiers as points."""
     title, unit, name = MEASURED[cost]
-    line = [
-        {"cost": each[cost] / unit, "error": each["error"], "what": " > ".join(each["policy"]["exits"])}
-        for each in found["points"]
-    ]
+    line = [{"cost": each[cost] / unit, "error": each["error"], "what": _exits(each)} for each in found["points"]]
     points = [
         {"cost": each[cost] / unit, "error": each["error"], "what": each["name"]} for each in found["classifiers"]
     ]
@@ -45,13 +46,16 @@ def _against(cost: str, found: Mapping[str, Any]) -> Chart:
         )
     )
     drawn = policies.mark_line(color="#888888", strokeWidth=1.8, point={"color": "#888888", "size": 25})
+    choice = found["chosen"]
+    taken = {"cost": choice[cost] / unit, "error": choice["error"], "what": "chosen: " + _exits(choice)}
+    ring = alt.Chart(alt.Data(values=rounded([taken]))).mark_point(size=320, color="#888888", strokeWidth=1.8)
     return chart_of(
         name,
         f"Line: images leave at the first sure classifier, thresholds chosen on {found['held_out']:,} held-out images "
-        f"({found['chosen_on']}). Points: one classifier for all images.",
-        drawn + alone,
+        f"({found['chosen_on']}). Points: one classifier for all images. Ring: the chosen exits.",
+        drawn + alone + ring.encode(x=x, y=y, tooltip=tooltip),
         ("exits", title, "top-1 error, %"),
-        [(each["what"], f"{each['cost']:.2f}", f"{each['error']:.2f}") for each in [*line, *points]],
+        [(each["what"], f"{each['cost']:.2f}", f"{each['error']:.2f}") for each in [taken, *line, *points]],
     )
 
 

@@ -175,6 +175,10 @@ def _exported(path: Path, classifier: str) -> Opened:
 
 def _first(known: Sequence[str], classifier: str) -> tuple[str, ...]:
     """The classifiers, the one that counts first."""
+    if classifier == "early_exit" and classifier not in known:
+        raise UserError(
+            "early exit answers from its export: sidebranch export RUN --format onnx --classifier early_exit"
+        )
     if classifier and classifier not in known:
         raise UserError(f"this model has no classifier '{classifier}'; {nearest(classifier, known)}")
     first = classifier or known[0]

@@ -22,20 +22,22 @@ class Checked:
     """The content of a folder of classes.
 
     Attributes:
-        counts: split to class to number of images.
+        counts: split to class to number of images, the unreadable ones too.
         unreadable: paths of unreadable images.
         differing: classes that are in one split only.
         empty: folders of classes without an image.
+        missing: the split that is not there, or "".
     """
 
     counts: dict[str, dict[str, int]]
     unreadable: list[str]
     differing: list[str]
     empty: list[str]
+    missing: str
 
     @property
     def faults(self) -> int:
-        return len(self.unreadable) + len(self.differing) + len(self.empty)
+        return len(self.unreadable) + len(self.differing) + len(self.empty) + bool(self.missing)
 
 
 def check_folder(root: Path, done: Callable[[], object] = lambda: None) -> Checked:
@@ -50,7 +52,9 @@ def check_folder(root: Path, done: Callable[[], object] = lambda: None) -> Check
     """
     if not root.is_dir():
         raise UserError(f"no folder '{root}'; give one with train/CLASS/*.jpg and val/CLASS/*.jpg")
-    splits = {name: files_of_folders(root, name) for name in ("train", "val")}
+    missing = [name for name in ("train", "val") if not (root / name).is_dir()]
+    present = [name for name in ("train", "val") if len(missing) == 2 or name not in missing]  # with neither, it raises
+    splits = {name: files_of_folders(root, name) for name in present}
     counts, unreadable = {}, []
     with ThreadPoolExecutor(os.cpu_count() or 1) as readers:
         for name, classes in splits.items():
@@ -60,9 +64,9 @@ def check_folder(root: Path, done: Callable[[], object] = lambda: None) -> Check
                 if not is_readable:
                     unreadable.append(path)
                 done()
-    differing = sorted(set(counts["train"]) ^ set(counts["val"]))
+    differing = [] if missing else sorted(set(counts["train"]) ^ set(counts["val"]))
     empty = [str(root / name / each) for name in splits for each, files in splits[name].items() if not files]
-    return Checked(counts, unreadable, differing, empty)
+    return Checked(counts, unreadable, differing, empty, missing[0] if missing else "")
 
 
 def _is_readable(path: str) -> bool:

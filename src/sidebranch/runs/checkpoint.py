@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sidebranch.errors import UserError
+from sidebranch.errors import Notice, UserError
 from sidebranch.runs.atomic_files import write_atomically
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How far the weights of a checkpoint were trained.
+
+    Attributes:
+        epoch: whole epochs.
+        step: steps of the epoch that follows.
+        epochs: those of the whole training.
+    """
+
+    epoch: int
+    step: int
+    epochs: int
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], epochs: int) -> Trained:
+        return cls(state["epoch"], state["step"], epochs)
+
+    def __str__(self) -> str:
+        steps = f" and {self.step} step{'' if self.step == 1 else 's'}" if self.step else ""
+        return f"{self.epoch} of {self.epochs} epochs{steps}"
+
+    def warn(self, root: Path) -> None:
+        """Says of a run's last weights, which are about to be used, that they are not the final ones."""
+        if self.epoch < self.epochs:
+            warnings.warn(
+                f"'{root}' was stopped: {self}; go on: sidebranch train {root} --resume", Notice, stacklevel=3
+            )
 
 
 def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:

@@ -37,7 +37,9 @@ def state_to_resume(config: Config, folder: RunFolder, reporter: Reporter) -> di
             folder.fall_back()
     changed = differences(state["config"], as_dict(config))
     if changed:
-        raise UserError(f"cannot resume '{folder.root}' with another config: {'; '.join(changed)}")
+        raise UserError(
+            f"cannot resume '{folder.root}' with another config: {'; '.join(changed)}; start a new run for that"
+        )
     return state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -11,19 +12,20 @@ from sidebranch.data.sources.scan import files_of_classes
 from sidebranch.errors import UserError
 
 
-def folder(root: str | Path, needs_train: bool = True) -> tuple[ImageSplit, ImageSplit]:
+def folder(root: str | Path, may_lack: Literal["", "train", "val"] = "") -> tuple[ImageSplit, ImageSplit]:
     """The train and val splits under `root`; both must have the same classes.
 
     Args:
         root: with train/CLASS and val/CLASS.
-        needs_train: if false, there may be no `train`; it is empty then, with val's classes.
+        may_lack: the split that need not be there; it is empty then, with the other's classes.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"no folder '{root}'; give --data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg")
-    if not needs_train and not (root / "train").is_dir():
-        val = _split(root, "val")
-        return val.take(torch.arange(0)), val
+    if may_lack and not (root / may_lack).is_dir():
+        found = _split(root, "train" if may_lack == "val" else "val")
+        none = found.take(torch.arange(0))
+        return (found, none) if may_lack == "val" else (none, found)
     return with_same_classes(_split(root, "train"), _split(root, "val"), root)
 
 
