@@ -50,7 +50,13 @@ def attach(
         raise UserError("this network has side branches; attach to its backbone, or release() it first")
     if not isinstance(backbone, nn.Module):
         raise UserError(f"a backbone is a module, such as timm.create_model('resnet18'), not {backbone!r}")
+    if isinstance(backbone, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UserError(f"attach to the plain network first; then wrap what comes back in {type(backbone).__name__}")
+    if getattr(backbone, "num_classes", None) == 0:
+        raise UserError("this backbone has no classifier (num_classes is 0); create it with your number of classes")
     if branches is not None and not isinstance(branches, str):
+        if not isinstance(branches, Sequence) or not all(isinstance(each, SideBranch) for each in branches):
+            raise UserError("your own branches are a list: branches=[sb.SideBranch('b1', at='layer3', body=...)]")
         if use or kind != "blocks":
             raise UserError("your own branches are all made as they are: `use` and `kind` are for 'paper' and 'auto'")
         net = BranchedModel(backbone, branches)

@@ -202,7 +202,7 @@ def test_a_module_that_does_not_run_is_no_fork(images):
     backbone = Little()
     backbone.spare = nn.Identity()
     net = sb.attach(backbone, [sb.SideBranch("b1", "spare", nn.Identity())])
-    with pytest.raises(sb.UserError, match="does not run 'spare'"):
+    with pytest.raises(sb.UserError, match="does not run the module 'spare'"):
         net(images)
 
 
@@ -276,3 +276,51 @@ def test_published_branches_take_the_backbone_s_device_and_dtype():
     assert double(torch.randn(2, 3, 8, 8, dtype=torch.float64))["b2"].dtype == torch.float64
     meta = sb.attach(timm.create_model("cifar_resnet20").to("meta"))
     assert {each.device.type for each in meta.parameters()} == {"meta"}
+
+
+def test_outputs_unpack_by_place_and_by_name(images):
+    outputs = sb.attach(Little(), little_branches())(images)
+    main, b1, b2 = outputs
+    assert main is outputs["main"]
+    assert b1 is outputs["b1"]
+    assert b2 is outputs[2]
+
+
+def test_a_released_network_says_so(images):
+    net = sb.attach(Little(), little_branches())
+    net.release()
+    with pytest.raises(sb.UserError, match="this network was released"):
+        net(images)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_backbones_mode_is_the_networks(training):
+    net = sb.attach(Little().train(training), little_branches())
+    assert {each.training for each in net.modules()} == {training}
+
+
+def test_timms_optimisers_spare_the_backbones_parameters():
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=2, img_size=32)
+    net = sb.BranchedModel(backbone)
+    assert net.no_weight_decay() == {f"backbone.{name}" for name in backbone.no_weight_decay()}
+    assert "backbone.pos_embed" in net.no_weight_decay()
+    assert sb.BranchedModel(Little()).no_weight_decay() == set()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "branches", "message"),
+    [
+        (nn.DataParallel(Little()), None, "attach to the plain network first"),
+        (Little(), [nn.Identity()], "your own branches are a list"),
+        (Little(), {"b1": nn.Identity()}, "your own branches are a list"),
+        (Little(), sb.SideBranch("b1", "stage1", nn.Identity()), "your own branches are a list"),
+    ],
+)
+def test_what_cannot_be_attached_is_said_in_a_line(backbone, branches, message):
+    with pytest.raises(sb.UserError, match=message):
+        sb.attach(backbone, branches)
+
+
+def test_a_backbone_without_a_classifier_is_refused():
+    with pytest.raises(sb.UserError, match="no classifier .num_classes is 0"):
+        sb.attach(timm.create_model("resnet10t", num_classes=0))

@@ -295,7 +295,7 @@ def test_the_mimicry_terms_may_be_scaled():
 @pytest.mark.parametrize("lengths", [(4, 6, 6), (6, 4, 5), (6, 5, 4), (6, 6, 4)])
 def test_parts_of_a_batch_that_do_not_fit_are_refused(lengths):
     logits = tuple(torch.randn(length, 5) for length in lengths)
-    with pytest.raises(sb.UserError, match="may have fewer rows, of the first images"):
+    with pytest.raises(sb.UserError, match="all of them the same first rows"):
         sb.dhm()(sb.Outputs(("main", "b1", "b2"), logits), torch.tensor([0, 1, 2, 3, 4, 0]))
 
 
@@ -341,3 +341,45 @@ def test_the_gradient_is_that_of_finite_differences(monkeypatch, kept):
     once = torch.autograd.grad(total, logits, retain_graph=True)
     again = torch.autograd.grad(total, logits)
     assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
+
+
+def test_what_is_on_another_device_is_refused():
+    logits = [torch.randn(4, 5) for _ in NAMES]
+    with pytest.raises(sb.UserError, match=r"targets are on meta, the logits on cpu; move them: targets.to\('cpu'\)"):
+        sb.dhm()(outputs_of(logits), torch.zeros(4, dtype=torch.long, device="meta"))
+    taught = {"average": torch.empty(4, 5, device="meta")}
+    with pytest.raises(sb.UserError, match="the teacher 'average' has logits on meta, main on cpu"):
+        sb.mean_teacher()(outputs_of(logits), torch.zeros(4, dtype=torch.long), taught=taught)
+
+
+def test_an_outside_teacher_of_other_classes_is_refused_and_a_branched_one_teaches_by_all():
+    logits, labels, images = [torch.randn(4, 5)], torch.zeros(4, dtype=torch.long), torch.randn(4, 3)
+    with pytest.raises(
+        sb.UserError, match=r"the teacher 'teacher' has logits of shape \[\[4, 7\]\]; main has \[4, 5\]"
+    ):
+        sb.kd(nn.Linear(3, 7))(outputs_of(logits, ("main",)), labels, images=images)
+
+    class Branched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 5), nn.Linear(3, 5)
+
+        def forward(self, x):
+            return outputs_of([self.first(x), self.second(x)], ("main", "b1"))
+
+    net = Branched()
+    found = sb.kd(net)(outputs_of(logits, ("main",)), labels, images=images)
+    wanted = sb.kd([net.first, net.second])(outputs_of(logits, ("main",)), labels, images=images)
+    assert torch.equal(found.total, wanted.total)
+
+
+def test_an_empty_batch_and_wrong_settings_are_said_in_a_line():
+    with pytest.raises(sb.UserError, match="the batch is empty"):
+        sb.dhm()(outputs_of([torch.randn(0, 5) for _ in NAMES]), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(sb.UserError, match=r"mimics is a sequence of names, such as \('main', 'b1'\)"):
+        sb.dhm()(outputs_of([torch.randn(2, 5) for _ in NAMES]), torch.zeros(2, dtype=torch.long), mimics="b1")
+
+
+def test_methods_are_told_apart_by_their_repr():
+    made = [sb.baseline(), sb.dsl(), sb.dhm(), sb.dks("top_down"), sb.one(), sb.dhm(teachers=["average"])]
+    assert len({repr(each) for each in made}) == len(made)

@@ -148,6 +148,19 @@ def test_finished_runs_are_adopted(spec, capsys):
     assert "no run in 'runs' trains what a cell" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "3"], "a study gives each run its seed; --seeds N"),
+        (["--seed=3"], "a study gives each run its seed; --seeds N"),
+        (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
+    ],
+)
+def test_seeds_are_the_studys(spec, capsys, words, message):
+    assert main(["study", spec, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_damaged_cell_is_told_from_a_missing_one(spec, capsys):
     cells = cells_of(spec, seeds=1)
     cells[0].folder.root.mkdir(parents=True)

@@ -254,12 +254,15 @@ def _run_plainly(root: nn.Module, images: Tensor) -> None:
                 logits = root(images)
         except FAILURES as error:
             size = "x".join(map(str, images.shape[1:]))
-            raise UserError(f"{type(root).__name__} does not take images of {size}: {reason(error)}") from error
+            raise UserError(
+                f"{type(root).__name__} does not take images of {size}: {reason(error)}; "
+                "the size that it takes is given as input_size, channels, height and width"
+            ) from error
         if not isinstance(logits, Tensor):
             mode = "training" if training else "evaluation"
             raise UserError(
                 f"{type(root).__name__} gives a {type(logits).__name__} in {mode} mode, not one tensor of logits; "
-                f"create it without auxiliary outputs (aux_logits=False)"
+                f"a backbone gives logits [N, K] alone, without auxiliary outputs (aux_logits=False), features or masks"
             )
         if logits.ndim != 2:
             raise UserError(

@@ -22,6 +22,8 @@ from sidebranch.study.spec import read_study, shipped
 
 SETTINGS = "study.json"  # in the study's folder: the spec and the flags it was started with
 
+SIGNALLED = 128  # an exit status above it: that number of a signal more
+
 
 def parser() -> ArgumentParser:
     made = plain_parser("study", STUDY_HELP)
@@ -59,6 +61,8 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("--seeds is 0; it must be at least 1")
     if options.parallel < 1 or options.seeds < 0 or options.cpus < 0 or options.gpus < 0:
         raise UserError("--parallel and --seeds must be at least 1, --cpus and --gpus at least 0")
+    if any(each.split("=")[0] == "--seed" for each in flags):
+        raise UserError("a study gives each run its seed; --seeds N trains every row with N of them")
     is_as_started = not (flags or options.seeds or options.only or options.adopt)
     if options.cell:
         return _train_one(options)
@@ -187,6 +191,8 @@ def _train(
     for cell in progress.of("failed"):
         message = progress.states[cell.name].message
         print(f"sidebranch: {cell.name} failed: {message}; --retry trains it again", file=sys.stderr)
+    if status > SIGNALLED:
+        print(f"stopped, all is saved; go on: sidebranch study {root}")
     return status or int(bool(damaged or progress.of("failed")))
 
 

@@ -41,7 +41,14 @@ class Outputs:
         """The main classifier's logits, [N, K]."""
         return self.logits[0]
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str | int) -> Tensor:
+        """A classifier's logits, [N, K], by its name or its place; so `main, b1, b2 = net(images)` works too.
+
+        Raises:
+            UserError: no classifier is called so.
+        """
+        if isinstance(name, int):
+            return self.logits[name]
         if name not in self.names:
             raise UserError(f"no classifier '{name}' in these outputs; {nearest(name, self.names)}")
         return self.logits[self.names.index(name)]
@@ -139,6 +146,10 @@ class BranchedModel(nn.Module):
             self.branches[branch.name] = branch.body
             self.forks[branch.name] = branch.places[-1]
             self.places[branch.name] = branch.places
+        self._is_released = False
+        for each in (self.branches, self.necks):  # not the backbone, parts of which may be frozen
+            each.train(backbone.training)
+        self.training = backbone.training
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -194,6 +205,8 @@ class BranchedModel(nn.Module):
         Raises:
             UserError: a name, a path or `rows` is wrong, or a feature that a branch needs was not recorded.
         """
+        if self._is_released:
+            raise UserError("this network was released: its backbone works alone; attach to it again for branches")
         if isinstance(live, str):
             both = f"('{live}',)" if live == "main" else f"('main', '{live}')"
             raise UserError(f"live is a sequence of names, such as {both}, not one")
@@ -232,12 +245,21 @@ class BranchedModel(nn.Module):
             _unhook(self.backbone.get_submodule(path)._forward_hooks, tap)
         for name, head in self._heads.items():
             _unhook(self.get_submodule(self.classifiers[name])._forward_pre_hooks, head)
+        self._is_released = True
         return self.backbone
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimisers leave without weight decay: the backbone's own."""
+        own = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in own()}
 
     @staticmethod
     def _feature(tap: _Tap) -> Tensor:
         if tap.feature is None:
-            raise UserError(f"the backbone's forward pass does not run '{tap.at}' as a module; fork at another module")
+            raise UserError(
+                f"the backbone's forward pass does not run the module '{tap.at}' that branches were attached to: fork "
+                f"at another; if it was replaced or is checkpointed (set_grad_checkpointing), attach after that"
+            )
         if tap.version is not None and tap.feature._version != tap.version:
             raise UserError(
                 f"an in-place operation after '{tap.at}' changed its output before the branch could read it; "

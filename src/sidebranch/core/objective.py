@@ -21,12 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from sidebranch.core import divergence as divergences
+from sidebranch.core.checks import check_batch, check_teacher
 from sidebranch.core.divergence import DIVERGENCES, standardised
 from sidebranch.core.loss import FusedLoss
 from sidebranch.core.teachers import OWN
@@ -116,8 +118,8 @@ class Objective(nn.Module):
             raise UserError(f"the divergence is '{divergence}'; choose from: {', '.join(DIVERGENCES)}")
         if min(decoupled) < 0:
             raise UserError(f"the weights of the decoupled parts are {decoupled}; they must be at least 0")
-        if not temperature > 0:
-            raise UserError(f"the temperature is {temperature}; it must be above 0")
+        if not isinstance(temperature, Real) or not temperature > 0:
+            raise UserError(f"the temperature is {temperature!r}; it must be a number above 0")
         self.supervision = supervision
         self.mimicry = mimicry
         self.temperature: float = float(temperature)
@@ -125,7 +127,7 @@ class Objective(nn.Module):
         self.divergence: str = divergence
         self.decoupled: tuple[float, float] = decoupled
         # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
-        given = (teacher,) if isinstance(teacher, nn.Module) else teacher or ()
+        given = (teacher,) if isinstance(teacher, (nn.Module, str)) else teacher or ()
         if wrong := [each for each in given if not isinstance(each, nn.Module)]:
             raise UserError(f"a teacher is a module, images to logits, not {wrong[0]!r}")
         self._teachers = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in given)
@@ -158,8 +160,10 @@ class Objective(nn.Module):
         return tuple(map(float, supervision)), matrix
 
     def extra_repr(self) -> str:
+        of_three = [each(3) if callable(each) else each for each in (self.supervision, self.mimicry)]
         names = f", teachers={list(self.teachers)}" if self.teachers else ""
-        return f"temperature={self.temperature:g}, divergence={self.divergence}{names}"
+        settings = f"temperature={self.temperature:g}, divergence={self.divergence}{names}"
+        return f"supervision={of_three[0]}, mimicry={of_three[1]}, {settings}"
 
     def rows(self, names: Sequence[str]) -> tuple[str, ...]:
         """Names of the teachers, in the order of the mimicry's rows."""
@@ -209,11 +213,13 @@ class Objective(nn.Module):
         if not isinstance(targets, Tensor):
             raise UserError(f"targets are a {type(targets).__name__}; give a tensor")
         names, logits = outputs.names, outputs.logits
-        _check(names, logits, targets)
+        check_batch(names, logits, targets)
         if unknown := [name for name in taught or () if name not in self.teachers]:
             known = f"this objective's are: {', '.join(self.teachers)}" if self.teachers else "this objective has none"
             raise UserError(f"there is no further teacher '{unknown[0]}' to be taught by; {known}")
         targets = targets if targets.is_floating_point() else targets.long()
+        if isinstance(mimics, str):
+            raise UserError(f"mimics is a sequence of names, such as ('main', '{mimics}'), not one")
         for name in mimics or ():
             if name not in outputs.network:
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
@@ -266,23 +272,20 @@ class Objective(nn.Module):
 
     def _outside(self, images: Tensor | None, taught: Mapping[str, Taught], main: Tensor) -> Tensor | None:
         """The further teachers' probabilities, [N, T, K], if there are any; main's for those that are silent."""
-        shape, found = main.shape, []
+        found = []
         for name in self.teachers:
             if name not in taught:
                 raise UserError(f"this objective learns from '{name}': call it with taught={{'{name}': logits}}")
             given: Any = main.detach() if taught[name] is None else taught[name]
-            given = getattr(given, "logits", given)  # a network's outputs teach as they are
-            found.append([given] if isinstance(given, Tensor) else list(given))
-            if not found[-1] or any(each.shape != shape for each in found[-1]):
-                shapes = [list(each.shape) for each in found[-1]]
-                raise UserError(f"the teacher '{name}' has logits of shape {shapes}; main has {list(shape)}")
+            found.append(check_teacher(name, given, main))
         if self.teacher is not None:
             if images is None:
                 raise UserError(
                     "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
                 )
             with torch.no_grad():
-                found.append([each(images) for each in self._teachers])
+                said = [check_teacher(TEACHER, each(images), main) for each in self._teachers]
+            found.append([each for logits in said for each in logits])
         return torch.stack([self._softened(each) for each in found], 1) if found else None
 
     @torch.no_grad()
@@ -345,39 +348,6 @@ def _copied(values: Vector | Matrix, device: torch.device, dtype: torch.dtype) -
     """Copied to the device once: a copy from the host in every step would wait for the device."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
         return torch.tensor(values, device=device, dtype=dtype)
-
-
-def _check(names: Sequence[str], logits: Sequence[Tensor], targets: Tensor) -> None:
-    """Shapes and dtypes; the values of labels only on a CPU, where reading them does not wait."""
-    main, last = logits[0].shape, logits[-1].shape
-    for name, each in zip(names, logits, strict=True):
-        count = main[0] if name == names[0] else last[0]
-        if each.ndim != 2 or each.shape[1:] != main[1:] or len(each) != count or len(each) > main[0]:
-            raise UserError(
-                f"'{name}' has logits of shape {list(each.shape)}, 'main' {list(main)}; all must have the same [N, K], "
-                f"except that all branches together may have fewer rows, of the first images"
-            )
-    if targets.ndim == 2 and targets.is_floating_point() and targets.shape == main:
-        return
-    is_integer = not targets.is_floating_point() and not targets.is_complex() and targets.dtype != torch.bool
-    if targets.ndim == 1 and is_integer and len(targets) == main[0]:
-        _check_range(targets, main[1])
-        return
-    raise UserError(
-        f"targets are {targets.dtype} of shape {list(targets.shape)}; logits of shape {list(main)} need integer class "
-        f"indices [{main[0]}] or floating-point probabilities {list(main)}"
-    )
-
-
-def _check_range(labels: Tensor, classes: int) -> None:
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not len(labels):
-        return
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise UserError(
-            f"a target is {int(wrong[0])}, but the logits have {classes} classes, 0 to {classes - 1}; there is no "
-            f"ignore_index: leave such images out of the batch"
-        )
 
 
 def _listed(names: Sequence[str]) -> str:
