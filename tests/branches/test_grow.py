@@ -304,6 +304,11 @@ def gives_two(net, x):
         (gives_two, "block1", "Staged gives a tuple in training mode.*without auxiliary outputs"),
         (lambda net, x: net.late(net.early(x)), "block1", "not logits .N, K.; give it a classifier"),
         (lambda net, x: net.head(net.late(net.early(x))[:, :3]), "block1", "does not take images of 3x8x8"),
+        (
+            lambda net, x: net.head(net.late(net.early(x))) if x.mean() > 0 else None,
+            "block1",
+            "depends on values; give branches of your own",
+        ),
     ],
 )
 def test_a_place_that_is_no_fork_is_refused_with_its_reason(run, at, message):

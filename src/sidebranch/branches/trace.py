@@ -37,6 +37,7 @@ FAILURES = (
 
 
 BATCH = 2
+OWN = "give branches of your own: branches=[sb.SideBranch(...)]"
 
 
 class ShapesOfNorms(TorchFunctionMode):
@@ -231,7 +232,9 @@ def trace(backbone: nn.Module, input_size: Sequence[int], *, training: bool = Fa
             continue
         return Trace(root, graph, tracer.calls, cuts_of(graph))
     assert failure is not None
-    raise UserError(f"the forward pass of {type(backbone).__name__} cannot be followed: {reason(failure)}") from failure
+    raise UserError(
+        f"the forward pass of {type(backbone).__name__} cannot be followed: {reason(failure)}; {OWN}"
+    ) from failure
 
 
 def _one_input(root: nn.Module) -> nn.Module:
@@ -245,6 +248,12 @@ def _one_input(root: nn.Module) -> nn.Module:
     return root
 
 
+def _remedy(error: Exception) -> str:
+    if "meta" in str(error):  # the tensors that it was tried with have no values
+        return f"its forward pass depends on values; {OWN}"
+    return "the size that it takes is given as input_size, channels, height and width"
+
+
 def _run_plainly(root: nn.Module, images: Tensor) -> None:
     """Runs both modes, so that errors in training mode are reported now."""
     for training in (True, False):
@@ -255,8 +264,7 @@ def _run_plainly(root: nn.Module, images: Tensor) -> None:
         except FAILURES as error:
             size = "x".join(map(str, images.shape[1:]))
             raise UserError(
-                f"{type(root).__name__} does not take images of {size}: {reason(error)}; "
-                "the size that it takes is given as input_size, channels, height and width"
+                f"{type(root).__name__} does not take images of {size}: {reason(error)}; {_remedy(error)}"
             ) from error
         if not isinstance(logits, Tensor):
             mode = "training" if training else "evaluation"

@@ -66,7 +66,8 @@ def run(arguments: Sequence[str]) -> int:
         print("".join(f"{note}\n" for note in result.notes), end="")
     known = RETRIEVAL if "mAP" in errors["main"] else ERRORS
     headings = {key: text for key, text in known.items() if key in errors["main"]}
-    table = Table(title=title, title_justify="left")
+    print(title)  # a table would fold it to its own width
+    table = Table()
     table.add_column("classifier")
     for text in headings.values():
         table.add_column(text, justify="right")
@@ -113,7 +114,8 @@ def _print_exits(root: Path, found: dict[str, Any]) -> None:
     from rich.table import Table
 
     print(f"{root}: exits chosen on {found['held_out']:,} images, {found['chosen_on']}")
-    table = Table(title=f"Top-1 errors of {found['images']:,} validation images", title_justify="left")
+    print(f"top-1 errors of {found['images']:,} validation images")
+    table = Table()
     for name in ("exits", "error, %", "MACs, M", "of main's", "ms", "taken by, %"):
         table.add_column(name, justify="left" if name == "exits" else "right")
     main = next(each["macs"] for each in found["classifiers"] if each["name"] == "main")

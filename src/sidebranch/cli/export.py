@@ -125,7 +125,8 @@ def _folder(options: Namespace) -> int:
         beside[f"main, {BESIDE[options.format]}"] = measure(main, BESIDE[options.format])
     found = export(shipped, options.format, output, errors, environment, options.with_preprocessing)
     columns = {f"{shipped.classifier}, {options.format}": found} | beside
-    table = Table(title=f"{shipped.about['model']} on {found.images} validation images", title_justify="left")
+    print(f"{shipped.about['model']} on {found.images} validation images")
+    table = Table()
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")

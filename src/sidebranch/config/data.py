@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sidebranch.config.ranges import AT_LEAST_0, AT_LEAST_1, PROBABILITY, Range, check_ranges
@@ -82,6 +83,12 @@ class DataConfig:
     on_corrupt: Literal["error", "skip"] = "error"
     mixup: float = 0.0
     cutmix: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """What the data are called: the name of their own folder, or of the known set."""
+        own = Path(self.root).name if self.name in ("folder", "reid") else ""
+        return own or self.name
 
     def __post_init__(self) -> None:
         check_ranges(

@@ -65,12 +65,10 @@ def write_card(
     from jinja2 import Environment, PackageLoader
 
     config = shipped.config
-    folder = Path(config.data.root).name if config.data.name == "folder" else ""
-    data = folder or config.data.name
     measured = EvalResult(
         task_type="image-classification",
-        dataset_type=data,
-        dataset_name=data,
+        dataset_type=config.data.title,
+        dataset_name=config.data.title,
         metric_type="accuracy",
         metric_value=round(100 - found.after, 4),
         metric_name=f"top-1 accuracy on {found.images} validation images, %",
@@ -94,7 +92,7 @@ def write_card(
         front=front.to_yaml(),
         about=about,
         method=config.method,
-        data=data,
+        data=config.data.title,
         use=USE["early_exit" if is_early_exit else kind].format(
             mode=mode, output=about["output"], input=shape, model=about["model"], classes=about["num_classes"]
         ),

@@ -278,7 +278,7 @@ def _run_table(records: Sequence[Record]) -> list[list[str]]:
             [
                 str(record.folder.root),
                 config.model.name,
-                config.data.name,
+                config.data.title,
                 f"{record.rows[-1]['epoch']:.0f} of {config.optim.epochs}",
                 f"{counts.get('shipped', 0):,}",
                 f"{counts.get('training', 0):,}",
