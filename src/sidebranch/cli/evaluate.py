@@ -123,7 +123,7 @@ def _print_exits(root: Path, found: dict[str, Any]) -> None:
     for each in found["points"]:
         is_chosen, exits = each == found["chosen"], each["policy"]["exits"]
         if len(exits) > 1 or is_chosen:  # one exit alone is a classifier, which has its row
-            name = " > ".join(exits) + (", averaged" if each["policy"]["averaged"] else "")
+            name = " > ".join(exits) + (", mean" if each["policy"]["averaged"] else "")
             shares = " ".join(f"{100 * share:.0f}" for share in each["shares"].values())
             rows.append((f"chosen: {name}" if is_chosen else name, each, shares))
     for place, (name, each, shares) in enumerate(rows):

@@ -17,7 +17,7 @@ MEASURED = {
 
 
 def _exits(point: Mapping[str, Any]) -> str:
-    return " > ".join(point["policy"]["exits"]) + (", averaged" if point["policy"]["averaged"] else "")
+    return " > ".join(point["policy"]["exits"]) + (", mean" if point["policy"]["averaged"] else "")
 
 
 def _against(cost: str, found: Mapping[str, Any]) -> Chart:
@@ -52,7 +52,8 @@ def _against(cost: str, found: Mapping[str, Any]) -> Chart:
     return chart_of(
         name,
         f"Line: images leave at the first sure classifier, thresholds chosen on {found['held_out']:,} held-out images "
-        f"({found['chosen_on']}). Points: one classifier for all images. Ring: the chosen exits.",
+        f"({found['chosen_on']}). Points: one classifier for all images. Ring: the chosen exits. "
+        "Mean: each exit answers with the mean of the classifiers so far.",
         drawn + alone + ring.encode(x=x, y=y, tooltip=tooltip),
         ("exits", title, "top-1 error, %"),
         [(each["what"], f"{each['cost']:.2f}", f"{each['error']:.2f}") for each in [taken, *line, *points]],
