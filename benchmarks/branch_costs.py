@@ -1,6 +1,6 @@
-"""What a step of each row of the study `cheap-branches` costs: results/cheap-branches/costs.json.
+"""What a step of each row of a study costs: results/STUDY/costs.json.
 
-python benchmarks/branch_costs.py [--budget SECONDS]
+python benchmarks/branch_costs.py [STUDY] [--only ROW ...] [--budget SECONDS]
 Steps of all rows take turns, on batches of 128 at hand; times are multiples of the baseline's in the same turn.
 """
 
@@ -16,12 +16,13 @@ from our_step import OurStep
 from timing import in_turns, quartiles
 
 from sidebranch.config.schema import Config
+from sidebranch.inspect.cost import costs
 from sidebranch.network import build_network
 from sidebranch.runs.folder import environment
 from sidebranch.study.spec import read_study
 from sidebranch.train.setup import build_sampler
 
-OUT = Path(__file__).parent.parent / "results" / "cheap-branches" / "costs.json"
+RESULTS = Path(__file__).parent.parent / "results"
 GROUPED = (2, 4, 8)  # of b1 and b2's convolutions, as published: their cost alone, to see whether training is worth it
 
 
@@ -43,6 +44,16 @@ def grouped(config: Config, groups: int, device: torch.device) -> OurStep:
     return OurStep(net, "dhm", device)
 
 
+def multiplies(config: Config) -> float:
+    """Multiply-adds of one image's forward pass, as a multiple of main's; a part of the batch counts as much less."""
+    with torch.device("meta"):
+        found = costs(build_network(config, 100, (3, 32, 32)), (3, 32, 32))
+    return (
+        sum(each.macs * (1 if each.name == "main" else config.branches.batch_fraction) for each in found)
+        / found[0].macs
+    )
+
+
 def share_on(config: Config) -> float:
     """Share of the epochs in which the branches train."""
     branches, epochs = config.branches, config.optim.epochs
@@ -51,13 +62,16 @@ def share_on(config: Config) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", nargs="?", default="cheap-branches")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds")
     options = parser.parse_args()
     device = torch.device("cpu")
-    rows = {row.variant: row.config() for row in read_study("cheap-branches").rows}
+    rows = {row.variant: row.config() for row in read_study(options.study).rows}
+    rows = {name: config for name, config in rows.items() if not options.only or name in options.only}
     steps = {name: step_of(config, device) for name, config in rows.items()}
     shares = {name: share_on(config) for name, config in rows.items()}
-    for groups in GROUPED:
+    for groups in GROUPED if options.study == "cheap-branches" else ():
         name = f"convolutions of {groups} groups"
         steps[name], shares[name] = grouped(rows["DHM"], groups, device), 1.0
     images, labels = torch.randn(128, 3, 32, 32), torch.randint(0, 100, (128,))
@@ -70,10 +84,12 @@ def main() -> None:
         time = statistics.fmean(ratios) if "drawn" in name else statistics.median(ratios)
         low, _, high = statistics.quantiles(ratios, n=4)
         row = {"variant": name, "time": round(time, 3), "low": round(low, 3), "high": round(high, 3)}
+        row |= {"macs": round(multiplies(rows[name]), 3)} if name in rows else {}
         found.append(row | {"ms": quartiles(taken)})
         print(f"{time:5.2f} ({low:.2f}-{high:.2f})  {name}")
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"environment": environment(device), "rows": found}, indent=1) + "\n", encoding="utf-8")
+    out = RESULTS / options.study / "costs.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"environment": environment(device), "rows": found}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

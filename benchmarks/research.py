@@ -6,13 +6,13 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sidebranch.inspect.record import spread
 from sidebranch.inspect.significance import gain
 
 RESULTS = Path(__file__).parent.parent / "results"
-BEST = "b1 alone, grown, width 1, pooled by 2"
-CHEAP = "--model.branches auto --branches.width 1 --branches.pool 2 --branches.use [b1]"
+CHEAP = "--model.branches auto --branches.width 1 --branches.pool 2 --branches.use '[b1]'"
 ON_TOP = ("label smoothing", "CutMix", "mixup", "moving average", "twice as long")
 Errors = dict[str, dict[int, float]]
 
@@ -23,13 +23,19 @@ def errors_of(study: str) -> tuple[Errors, int]:
     errors: Errors = {}
     for row in rows:
         errors.setdefault(row["variant"], {})[row["seed"]] = row["last"]["main"]
-    return errors, rows[0]["images"]["val"]
+    return errors, next(row["images"]["val"] for row in rows if row["images"])
 
 
 def multiplies(study: str) -> dict[str, str]:
     """Variant to its multiply-adds, as a multiple of the baseline's."""
     with (RESULTS / study / "table.csv").open(encoding="utf-8") as file:
         return {row["variant"]: f"{float(row['MACs']):.2f}" for row in csv.DictReader(file) if row["MACs"]}
+
+
+def costs_of(study: str) -> dict[str, Any]:
+    """Variant to what a step of it costs (`branch_costs.py`)."""
+    rows = json.loads((RESULTS / study / "costs.json").read_text(encoding="utf-8"))["rows"]
+    return {row["variant"]: row for row in rows}
 
 
 def change(errors: Errors, variant: str, base: str, images: int) -> str:
@@ -51,23 +57,26 @@ def plain_table(study: str, bases: Mapping[str, str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def cheap_table() -> str:
-    """The same with costs, and the paired difference to DHM as published."""
-    study = "cheap-branches"
+def cheap_table(study: str) -> str:
+    """The same with costs, where they were measured, and the paired difference to DHM as published."""
     errors, images = errors_of(study)
-    costs = {row["variant"]: row for row in json.loads((RESULTS / study / "costs.json").read_text("utf-8"))["rows"]}
-    macs = multiplies(study)
+    costs = {variant: row["time"] for variant, row in costs_of(study).items()}
+    macs = {row["variant"]: f"{row['macs']:.2f}" for row in costs_of(study).values() if "macs" in row} | multiplies(
+        study
+    )
     heads = ["", "multiply-adds", "time", "main's error, %", "less the baseline's", "less DHM's", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for variant, cost in costs.items():
+    known = {what for each in ON_TOP for what in on_top(each).values()}
+    for variant in dict.fromkeys([*costs, *(each for each in errors if each not in known)]):
+        time = f"{costs[variant]:.2f}" if variant in costs else ""
         if variant not in errors:
-            lines.append(f"| {variant} | | {cost['time']:.2f} | not trained | | | |")
+            lines.append(f"| {variant} | | {time} | not trained | | | |")
             continue
         values = errors[variant]
         less = "" if variant == "baseline" else change(errors, variant, "baseline", images)
         than_dhm = "" if variant in ("baseline", "DHM") else change(errors, variant, "DHM", images)
         lines.append(
-            f"| {variant} | {macs.get(variant, '')} | {cost['time']:.2f} | {spread(list(values.values()))} | {less} | "
+            f"| {variant} | {macs.get(variant, '')} | {time} | {spread(list(values.values()))} | {less} | "
             f"{than_dhm} | {len(values)} |"
         )
     return "\n".join(lines)
@@ -79,31 +88,37 @@ def on_top(what: str) -> dict[str, str]:
     return {"baseline": what or "baseline", "DHM": f"{before}DHM", "DHM, cheap": f"{before}DHM, cheap"}
 
 
-def on_top_table() -> str:
+def on_top_table(study: str) -> str:
     """A row each of what a network is trained with: the errors, and the paired differences that branches make."""
-    errors, images = errors_of("on-top")
+    errors, images = errors_of(study)
     lines = ["| with | baseline | DHM | less | DHM, cheap | less | seeds |", "|---" * 7 + "|"]
     for what in ("", *ON_TOP):
         rows = {name: each for name, each in on_top(what).items() if each in errors}
         if "baseline" not in rows:
             continue
-        base = rows["baseline"]
-        cells = [what or "neither", spread(list(errors[base].values()))]
-        for name in ("DHM", "DHM, cheap"):
-            has = name in rows
-            cells += (
-                [spread(list(errors[rows[name]].values())), change(errors, rows[name], base, images)]
-                if has
-                else ["", ""]
-            )
+        cells = [what or "neither", spread(list(errors[rows["baseline"]].values()))]
+        for row in (rows.get("DHM"), rows.get("DHM, cheap")):
+            is_there = row is not None
+            cells += [spread(list(errors[row].values())) if is_there else ""]
+            cells += [change(errors, row, rows["baseline"], images) if is_there else ""]
         counts = sorted({len(errors[each]) for each in rows.values()})
         lines.append("| " + " | ".join([*map(str, cells), " or ".join(map(str, counts))]) + " |")
     return "\n".join(lines)
 
 
+def gain_share(study: str) -> str:
+    """How much of DHM's gain the cheap setting has, over the seeds that all three rows have."""
+    errors, _ = errors_of(study)
+    seeds = set.intersection(*(set(errors[each]) for each in ("baseline", "DHM", "DHM, cheap")))
+    base, dhm, cheap = (sum(errors[each][seed] for seed in seeds) for each in ("baseline", "DHM", "DHM, cheap"))
+    return f"{100 * (base - cheap) / (base - dhm):.0f} %"
+
+
 def cheap_summary() -> str:
-    """What the cheapest good setting is and costs, for the README."""
-    rows = json.loads((RESULTS / "cheap-branches" / "costs.json").read_text(encoding="utf-8"))["rows"]
-    costs = {row["variant"]: row["time"] for row in rows}
-    flags = CHEAP.replace("[b1]", "'[b1]'")
-    return f"\n**Cheap**: `{flags}`, {costs[BEST]:.2f} times the baseline's time, DHM {costs['DHM']:.2f}.\n"
+    """What the cheap setting is, costs and gains, for the README."""
+    study = "cheap-setting"
+    costs = {variant: row["time"] for variant, row in costs_of(study).items()}
+    return (
+        f"\n**Cheap**: `{CHEAP}`: {gain_share(study)} of DHM's gain on 10,000 images, for "
+        f"{costs['DHM, cheap']:.2f} times the baseline's time, where DHM takes {costs['DHM']:.2f}.\n"
+    )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
 FILE = "model.safetensors"  # in a folder or repository
+HEADS = ("classifier.", "fc.", "head.")  # what networks of other libraries call their last layer
 
 
 def weights_file(where: str) -> Path:
@@ -97,6 +98,8 @@ def started_from(create: Callable[..., nn.Module], where: str, num_classes: int)
     known: Mapping[str, Any] = getattr(fresh, "pretrained_cfg", {})
     names = known.get("classifier") or ()
     heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    if not any(key.startswith(heads) for key in state):  # another library's name for the classifier
+        state = {key: value for key, value in state.items() if key in own or not key.startswith(HEADS)}
     kept = [
         key
         for key, value in own.items()

@@ -81,6 +81,10 @@ def test_a_missing_folder_is_named_and_one_level_too_high_is_guessed(tmp_path):
     laid_out(tmp_path / "Market-1501-v15.09.15", MARKET)
     with pytest.raises(UserError, match="no folder 'bounding_box_train'; did you mean '.*Market-1501-v15.09.15'"):
         reid(tmp_path)
+    laid_out(tmp_path / "here" / "market1501" / "Market-1501-v15.09.15", MARKET)
+    for place in (tmp_path / "here", tmp_path / "Market-1501-v15.09.15" / "bounding_box_train"):
+        with pytest.raises(UserError, match="did you mean '.*Market-1501-v15.09.15'"):
+            reid(place)
     with pytest.raises(UserError, match="give --data.root a folder with bounding_box_train, query, bounding_box_test"):
         reid(tmp_path / "nothing")
 

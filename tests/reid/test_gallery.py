@@ -14,7 +14,7 @@ from sidebranch.runs.folder import RunFolder
 
 def test_the_page_shows_curves_and_the_nearest_images_run_beside_run(finished, tmp_path):
     records = [read_record(RunFolder(finished / method)) for method in ("baseline", "dhm")]
-    assert verdict(records).startswith("mAP of the shipped backbone on 51 images (one seed): DHM ")
+    assert verdict(records).startswith("mAP of the shipped backbone (one seed): DHM ")
     write_report(records, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert "Validation mAP, %" in text
@@ -72,5 +72,7 @@ def test_queries_may_be_chosen_and_a_wrong_name_is_answered(finished, tmp_path, 
     page = str(tmp_path / "page.html")
     assert main(["report", str(finished / "dhm"), "--output", page, "--queries", name]) == 0
     assert (tmp_path / "page.html").read_text().count('<div class="found">') == 1
+    whole = str(people / "query" / name)
+    assert main(["report", str(finished / "dhm"), "--output", page, "--queries", whole]) == 0
     assert main(["report", str(finished / "dhm"), "--output", page, "--queries", "nobody.jpg"]) == 2
     assert "no query 'nobody.jpg'" in capsys.readouterr().err

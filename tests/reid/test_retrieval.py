@@ -61,6 +61,8 @@ def test_what_ships_gives_the_features_and_logits_of_main(finished, config):
     path = finished / "dhm" / "model.safetensors"
     with safe_open(path, "pt") as file:
         assert file.metadata()["input_size"] == "[3, 64, 32]"
+        assert file.metadata()["crop_mode"] == '"squash"'
+    assert path.stat().st_mode == path.with_name("config.yaml").stat().st_mode
     plain = timm.create_model("reid_mobilenet", num_classes=4, checkpoint_path=str(path)).eval()
     net = build_network(replace(config, method="dhm"), 4, (3, 64, 32)).eval()
     net.load_state_dict(checkpoint.load(finished / "dhm" / "checkpoints" / "last.ckpt")["model"])
@@ -207,7 +209,9 @@ def test_a_network_without_such_a_stride_is_refused(name, complaint):
         ({"data": {"batch_size": 1}, "model": {"bnneck": True}}, "model.bnneck needs at least 2"),
         ({"objective": {"triplet": 1.0}}, "objective.triplet needs data.instances of at least 2"),
         ({"data": {"policy": "randaugment"}}, "data.policy"),
-        ({"data": {"backend": "dali"}}, "takes data.backend draft"),
+        ({"data": {"validate_on": "held_out", "limit": 9}}, "data.validate_on is held_out; data.name reid takes val"),
+        ({"data": {"instances": 16}, "objective": {"triplet": 1.0}}, "a batch of one identity has no negatives"),
+        ({"data": {"backend": "dali"}}, "data.backend is dali; data.name reid takes draft"),
         ({"data": {"name": "digits", "instances": 4}}, "data.instances needs data.name reid"),
         ({"data": {"name": "digits"}, "model": {"bnneck": True}}, "needs data.name reid"),
     ],
@@ -253,7 +257,7 @@ def test_a_batch_of_which_one_image_is_left_trains_with_triplets_all_the_same(co
     broken = sorted((tmp_path / "some" / "bounding_box_train").iterdir())[::2]
     for path in broken:
         path.write_bytes(b"")
-    data = replace(config.data, root=str(tmp_path / "some"), batch_size=2, instances=2, on_corrupt="skip")
+    data = replace(config.data, root=str(tmp_path / "some"), batch_size=4, instances=2, on_corrupt="skip")
     pairs = replace(
         config,
         method="baseline",
@@ -272,7 +276,11 @@ def test_a_network_with_two_classifiers_is_refused(config):
 
 def test_another_set_may_be_searched_by_a_finished_run(finished, tmp_path):
     write_synthetic_reid(tmp_path, 12, seed=5)
-    assert evaluate_run(RunFolder(finished / "baseline"), data_root=str(tmp_path)).errors["main"]["mAP"] > 0
+    run = RunFolder(finished / "baseline")
+    errors = evaluate_run(run, data_root=str(tmp_path)).errors
+    assert errors["main"]["mAP"] > 0
+    shutil.rmtree(tmp_path / "bounding_box_train")
+    assert evaluate_run(run, data_root=str(tmp_path)).errors == errors
 
 
 def test_the_command_draws_trains_and_says_who_is_there(tmp_path, capsys, monkeypatch):

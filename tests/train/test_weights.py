@@ -59,6 +59,15 @@ def test_a_file_without_classifier_gives_the_rest(tmp_path):
     assert "the file has none" in note
 
 
+def test_a_classifier_that_is_called_otherwise_is_left_out(tmp_path):
+    state = timm.create_model("resnet10t", num_classes=751).state_dict()
+    renamed = {key.replace("fc.", "classifier."): value for key, value in state.items()}
+    save_file(renamed, tmp_path / "w.safetensors")
+    found, note = started(tmp_path / "w.safetensors", name="resnet10t")
+    assert all(torch.equal(found[key], value) for key, value in state.items() if not key.startswith("fc."))
+    assert "the file has none" in note
+
+
 def test_a_stem_for_colours_is_adapted_to_grey_images(tmp_path):
     state = saved(tmp_path / "w.safetensors")
     found, _ = started(tmp_path / "w.safetensors", in_chans=1)

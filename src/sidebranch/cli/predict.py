@@ -146,7 +146,6 @@ Told = dict[str, list[tuple[str, float]]]  # classifier to its best answers
 
 def _as_table(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told], None]:
     """A table at the end, of the classifier that counts."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -158,10 +157,17 @@ def _as_table(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told],
         if told:
             table.add_row(path, *(f"{name} {100 * value:.1f} %" for name, value in told[names[0]]))
         elif table.row_count:
-            width = None if out.isatty() else WIDE
-            Console(file=out, highlight=False, markup=False, width=width).print(table)
+            print_table(table, out)
 
     return write
+
+
+def print_table(table: Any, out: Any) -> None:
+    """A table of rich, folded to the width of a terminal, and to nothing elsewhere."""
+    from rich.console import Console
+
+    width = None if out.isatty() else WIDE
+    Console(file=out, highlight=False, markup=False, width=width).print(table)
 
 
 def _as_csv(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told], None]:

@@ -132,7 +132,7 @@ def _draw_reid(options: Namespace) -> int:
         )
     for name, count in counts.items():
         print(f"{name}: {count:,} images")
-    print(f"train on them: sidebranch train market1501/mobilenet --data.root {options.folder}")
+    print(f"train on them: sidebranch train market1501/mobilenet-short --data.root {options.folder}")
     return 0
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from sidebranch.cli.parsing import parse, plain_parser
+from sidebranch.cli.predict import print_table
 from sidebranch.cli.texts import SEARCH_HELP
 from sidebranch.errors import UserError
 
@@ -49,7 +51,6 @@ def run(arguments: Sequence[str]) -> int:
         for place, (image, cosine) in enumerate(found, 1):
             print(json.dumps({"rank": place, "image": image, "cosine": round(cosine, 6)}, ensure_ascii=False))
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False)
@@ -57,5 +58,5 @@ def run(arguments: Sequence[str]) -> int:
         shown.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
     for place, (image, cosine) in enumerate(found, 1):
         shown.add_row(str(place), f"{cosine:.4f}", image)
-    Console(highlight=False, markup=False).print(shown)
+    print_table(shown, sys.stdout)
     return 0

@@ -30,7 +30,8 @@ def parser() -> ArgumentParser:
     made.add_argument("spec", type=str, help="A shipped study, a YAML file, or a study's folder, to go on.")
     made.add_argument("--output", type=str, default="", help="The study's folder. Default: studies/NAME.")
     made.add_argument("--seeds", type=int, default=0, help="Runs of each row. Default: the study's own.")
-    made.add_argument("--only", type=str, nargs="+", default=[], help="Rows with this in recipe, network or variant.")
+    text = "Rows with all of these words in recipe, network or variant."
+    made.add_argument("--only", type=str, nargs="+", default=[], help=text)
     made.add_argument("--parallel", type=int, default=1, help="Processes at a time; they share cores and GPUs out.")
     made.add_argument(
         "--launcher", choices=["local", "ray", "slurm"], default="local", help="Who starts the processes."

@@ -124,7 +124,7 @@ SYNTHETIC_REID_HELP = """Generate a small re-identification set, laid out like M
 
 Drawn persons, seen by six cameras.
 
-For tests and a first run: sidebranch train market1501/mobilenet --data.root DIR"""
+For tests and a first run: sidebranch train market1501/mobilenet-short --data.root DIR"""
 
 SHARDS_HELP = """Pack a folder of classes, or hf:NAME, into WebDataset tar shards with an index.
 

@@ -41,7 +41,10 @@ def validate(config: Config) -> None:
         raise UserError("data.squash and data.interpolation need data.backend draft or torchvision")
     is_distorted = data.policy != "none" or data.repeats > 1 or (data.erase and data.name != "reid")
     if is_distorted and (data.name != "folder" or data.backend == "dali"):
-        raise UserError("data.policy, erase and repeats need data.name folder and data.backend draft or torchvision")
+        raise UserError(
+            "data.policy, data.repeats and, but for persons, data.erase need data.name folder and data.backend "
+            "draft or torchvision"
+        )
     if config.sampling.roots and branches.roots == "end":
         raise UserError("sampling.roots are probabilities of the roots' places; they need branches.roots stage")
     if config.sampling.kind == "categorical" and not config.sampling.sets:
@@ -139,14 +142,19 @@ def _validate_reid(config: Config) -> None:
         if wrong := [name for name, value in reid_only.items() if value]:
             raise UserError(f"{wrong[0]} needs data.name reid")
         return
-    if data.backend != "draft" or data.eval_size:
-        raise UserError("data.name reid takes data.backend draft and no data.eval_size: its images are small")
+    taken = {"data.backend": (data.backend, "draft"), "data.eval_size": (data.eval_size, 0)}
+    taken |= {"data.validate_on": (data.validate_on, "val")}
+    for name, (value, needed) in taken.items():
+        if value != needed:
+            raise UserError(f"{name} is {value}; data.name reid takes {needed}: see the recipes market1501/...")
     if data.instances and data.batch_size % data.instances:
         raise UserError(
             f"data.batch_size is {data.batch_size}; with data.instances {data.instances} it must be a multiple of that"
         )
     if config.model.bnneck and data.batch_size < 2:
         raise UserError("data.batch_size is 1; model.bnneck needs at least 2")
+    if objective.triplet and data.instances == data.batch_size:
+        raise UserError("a batch of one identity has no negatives; objective.triplet needs a larger data.batch_size")
     is_mixed = data.mixup or data.cutmix or config.optim.accumulate > 1
     if objective.triplet and (data.instances < 2 or is_mixed):
         raise UserError(

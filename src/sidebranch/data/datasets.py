@@ -166,14 +166,14 @@ def read_dataset(config: DataConfig, seed: int, needs_train: bool = True) -> Dat
     Args:
         config: of the data.
         seed: of label corruption.
-        needs_train: if false, a folder of images needs no `train`, for evaluation.
+        needs_train: if false, images need no part to train on, for evaluation.
 
     Raises:
         UserError: it is missing, damaged or wrongly laid out, or smaller than the config needs.
     """
     people = None
     if config.name == "reid":
-        people = reid(config.root)
+        people = reid(config.root, needs_train)
         train, val = people.train, people.test
         shape = (3, config.image_size, config.image_width or config.image_size // 2)
     elif config.name == "folder":

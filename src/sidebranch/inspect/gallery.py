@@ -90,8 +90,8 @@ def gallery(groups: Mapping[str, Sequence[Record]], queries: Sequence[str] = (),
 
 
 def _named(name: str, queries: Sequence[str]) -> str:
-    """The query with this path, or with a path that ends with it."""
-    meant = [each for each in queries if each == name or each.endswith(f"/{name}")]
+    """The query with this path below the data's root, or with an end of it; or that a whole path ends with."""
+    meant = [each for each in queries if each == name or each.endswith(f"/{name}") or name.endswith(f"/{each}")]
     if not meant:
         raise UserError(f"no query '{name}'; {nearest(name, [Path(each).name for each in queries])}")
     if len(meant) > 1:

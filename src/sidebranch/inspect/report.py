@@ -118,7 +118,7 @@ def verdict(records: Sequence[Record]) -> str:
     name = headline.name[0].upper() + headline.name[1:] if headline == TOP1 else headline.name
     images = {record.images for record in records}
     count = images.pop() if len(images) == 1 else None
-    on = f" on {count:,} images" if count else ""
+    on = f" on {count:,} images" if count and headline == TOP1 else ""
     head = f"{name} of the shipped backbone{on} ({_seeds(max(len(group) for group in groups.values()))}): "
     if "baseline" not in summary or len(summary) < 2:
         return head + "; ".join(f"{kind} {errors['main']} %" for kind, errors in summary.items()) + "."

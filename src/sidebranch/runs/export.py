@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sidebranch.runs.atomic_files import write_atomically
@@ -36,7 +36,7 @@ def write_backbone(
     header |= {key: json.dumps(value) for key, value in (with_crop(inputs) if inputs else {}).items()}
 
     def write(temporary: Path) -> None:
-        save_file(tensors, temporary, metadata=header)
+        temporary.write_bytes(save(tensors, metadata=header))  # `save_file` leaves it to its owner alone
         _sort_header(temporary)
 
     write_atomically(path, write)
@@ -44,7 +44,8 @@ def write_backbone(
 
 def with_crop(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the images, with `crop_pct`, `crop_mode` and `interpolation` as timm means them."""
-    resize, is_squashed = inputs.get("resize"), inputs.get("squash", False)
+    resize, (height, width) = inputs.get("resize"), inputs["input_size"][-2:]
+    is_squashed = inputs.get("squash", False) or height != width  # persons fill their boxes
     crop = inputs["input_size"][-1] / resize if resize and not is_squashed else 1.0
     mode = "squash" if is_squashed else "center"
     return {"interpolation": "bilinear", **inputs, "crop_pct": crop, "crop_mode": mode}

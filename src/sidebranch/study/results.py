@@ -187,7 +187,7 @@ def _texts(line: Line, columns: Sequence[str]) -> list[str]:
     change = ""
     if line.change is not None:
         half = "" if line.change.half_width is None else f" ± {line.change.half_width:.2f}"
-        change = f"{line.change.points:+.2f}{half}" + (f" (over {line.change.of})" if line.change.of != "seeds" else "")
+        change = f"{line.change.points:+.2f}{half}" + (" (over images)" if half and line.change.of == "images" else "")
     return [
         line.recipe,
         line.variant,

@@ -57,20 +57,26 @@ class ReIDSet:
     notes: tuple[str, ...]
 
 
-def reid(root: str | Path) -> ReIDSet:
+def reid(root: str | Path, needs_train: bool = True) -> ReIDSet:
     """Reads a folder with bounding_box_train, query and bounding_box_test, or a CSV file.
+
+    Args:
+        root: of the folder, or the file.
+        needs_train: if false, there may be nobody to train on.
 
     Raises:
         UserError: it is neither, or one of the three parts has no image.
     """
     root = Path(root)
-    parts, odd = _table(root) if root.is_file() else _folders(root)
+    parts, odd = _table(root) if root.is_file() else _folders(root, needs_train)
     kept = {name: [each for each in found if each.identity != JUNK] for name, found in parts.items()}
     if not root.is_file():
         for name in ("train", "query"):
             kept[name] = [each for each in kept[name] if each.identity != DISTRACTOR]
     for name, found in kept.items():
-        if not found:
+        if not found and (needs_train or name != "train"):
+            if not root.is_file():
+                odd = [each for each in odd if each.startswith(f"{FOLDERS[name]}/")]
             where = (
                 f"'{root}' has no row of split '{name}'" if root.is_file() else f"no image in '{root / FOLDERS[name]}'"
             )
@@ -80,7 +86,7 @@ def reid(root: str | Path) -> ReIDSet:
     labels = _numbered([each.identity for each in train], classes)
     people = sorted({each.identity for each in test})
     cameras = sorted({each.camera for each in test})
-    notes = [_counted(name, parts[name], kept[name], is_table=root.is_file()) for name in FOLDERS]
+    notes = [_counted(name, parts[name], kept[name], is_table=root.is_file()) for name in FOLDERS if parts[name]]
     if odd:
         what = "incomplete rows" if root.is_file() else "files whose names have no identity and camera"
         notes.append(f"left out {len(odd):,} {what}{_such_as(odd)}")
@@ -94,14 +100,18 @@ def reid(root: str | Path) -> ReIDSet:
     )
 
 
-def _folders(root: Path) -> tuple[dict[str, list[Sighting]], list[str]]:
+def _folders(root: Path, needs_train: bool) -> tuple[dict[str, list[Sighting]], list[str]]:
     """Split to its images, sorted by name; and the file names without identity and camera."""
     if not root.is_dir():
         raise UserError(f"no '{root}'; give --data.root a folder with {_names(FOLDERS.values())}, or a CSV file")
     parts, odd = {}, []
     for split, name in FOLDERS.items():
+        if split == "train" and not needs_train and not (root / name).is_dir():
+            parts[split] = []
+            continue
         if not (root / name).is_dir():
-            inside = next((each for each in sorted(root.iterdir()) if (each / name).is_dir()), None)
+            near = [root.parent, *sorted(root.glob("*")), *sorted(root.glob("*/*"))]
+            inside = next((each for each in near if (each / name).is_dir()), None)
             hint = f"; did you mean '{inside}'?" if inside else f"; it needs {_names(FOLDERS.values())}"
             raise UserError(f"'{root}' has no folder '{name}'{hint}")
         found = parts[split] = []
@@ -147,7 +157,7 @@ def _counted(split: str, found: Sequence[Sighting], kept: Sequence[Sighting], is
 def _numbered(names: Iterable[str], of: Sequence[str]) -> Tensor:
     """[n], the positions of names in a list."""
     places = {name: place for place, name in enumerate(of)}
-    return torch.tensor([places[name] for name in names])
+    return torch.tensor([places[name] for name in names], dtype=torch.int64)
 
 
 def _numerically(name: str) -> tuple[int, str]:
