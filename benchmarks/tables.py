@@ -128,7 +128,8 @@ def measured() -> str:
 
 `cifar100/resnet32-short`: ResNet-32, the first 10,000 training images of CIFAR-100, 40 epochs; errors
 after the last epoch on the 10,000 validation images; rows and configs in `results/cifar100-resnet32-short/`. "DHM,
-cheap" is `--model.branches auto --branches.width 1 --branches.keep 0.4 --branches.batch_fraction 0.5`.
+cheap" is in this table a first attempt, which lost the gain: `--model.branches auto --branches.width 1
+--branches.keep 0.4 --branches.batch_fraction 0.5`. What is called so elsewhere is [below](#what-branches-cost).
 {verdict(plain)}
 
 {errors_table(short)}
