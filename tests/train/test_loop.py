@@ -64,7 +64,7 @@ def test_the_shipped_file_is_the_backbone_and_loads_into_timm(digits_config, fol
 def test_evaluation_gives_the_errors_of_the_run(digits_config, folder, which):
     rows = train(digits_config, folder)
     found = evaluate_run(folder, which)
-    row = rows[found.epoch - 1]
+    row = rows[found.trained.epoch - 1]
     if which == "best":
         assert row["val/top1/main"] == min(row["val/top1/main"] for row in rows)
     for name, values in found.errors.items():

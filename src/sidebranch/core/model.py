@@ -146,10 +146,10 @@ class BranchedModel(nn.Module):
             self.branches[branch.name] = branch.body
             self.forks[branch.name] = branch.places[-1]
             self.places[branch.name] = branch.places
-        self._is_released = False
+        self._is_released: bool = False
         for each in (self.branches, self.necks):  # not the backbone, parts of which may be frozen
             each.train(backbone.training)
-        self.training = backbone.training
+        self.training: bool = backbone.training
 
     @property
     def names(self) -> tuple[str, ...]:
