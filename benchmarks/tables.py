@@ -171,8 +171,8 @@ DukeMTMC-reID themselves have not been run.
 
 ## Digits with wrong labels
 
-`sidebranch study digits-methods`: scikit-learn's digits, half of the training labels replaced at random, the demo's recipe;
-rows in `results/digits-methods/`.
+`sidebranch study digits-methods`: scikit-learn's digits, half of the training labels replaced at random, the demo's
+recipe; rows in `results/digits-methods/`.
 {verdict(digits)}
 
 {errors_table(digits)}
