@@ -113,6 +113,8 @@ def _print_exits(root: Path, found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sidebranch.inspect.exit_charts import told_exits
+
     print(f"{root}: exits chosen on {found['held_out']:,} images, {found['chosen_on']}")
     print(f"top-1 errors of {found['images']:,} validation images")
     table = Table()
@@ -121,9 +123,9 @@ def _print_exits(root: Path, found: dict[str, Any]) -> None:
     main = next(each["macs"] for each in found["classifiers"] if each["name"] == "main")
     rows = [(each["name"], each, "") for each in found["classifiers"]]
     for each in found["points"]:
-        is_chosen, exits = each == found["chosen"], each["policy"]["exits"]
-        if len(exits) > 1 or is_chosen:  # one exit alone is a classifier, which has its row
-            name = " > ".join(exits) + (", mean" if each["policy"]["averaged"] else "")
+        is_chosen = each == found["chosen"]
+        if len(each["policy"]["exits"]) > 1 or is_chosen:  # one exit alone is a classifier, which has its row
+            name = told_exits(each)
             shares = " ".join(f"{100 * share:.0f}" for share in each["shares"].values())
             rows.append((f"chosen: {name}" if is_chosen else name, each, shares))
     for place, (name, each, shares) in enumerate(rows):

@@ -16,14 +16,15 @@ MEASURED = {
 }
 
 
-def _exits(point: Mapping[str, Any]) -> str:
+def told_exits(point: Mapping[str, Any]) -> str:
+    """A policy in a table or legend: "b2 > main, mean"."""
     return " > ".join(point["policy"]["exits"]) + (", mean" if point["policy"]["averaged"] else "")
 
 
 def _against(cost: str, found: Mapping[str, Any]) -> Chart:
     """Top-1 error against the mean cost of an image: a line of policies, and the classifiers as points."""
     title, unit, name = MEASURED[cost]
-    line = [{"cost": each[cost] / unit, "error": each["error"], "what": _exits(each)} for each in found["points"]]
+    line = [{"cost": each[cost] / unit, "error": each["error"], "what": told_exits(each)} for each in found["points"]]
     points = [
         {"cost": each[cost] / unit, "error": each["error"], "what": each["name"]} for each in found["classifiers"]
     ]
@@ -47,7 +48,7 @@ def _against(cost: str, found: Mapping[str, Any]) -> Chart:
     )
     drawn = policies.mark_line(color="#888888", strokeWidth=1.8, point={"color": "#888888", "size": 25})
     choice = found["chosen"]
-    taken = {"cost": choice[cost] / unit, "error": choice["error"], "what": "chosen: " + _exits(choice)}
+    taken = {"cost": choice[cost] / unit, "error": choice["error"], "what": "chosen: " + told_exits(choice)}
     ring = alt.Chart(alt.Data(values=rounded([taken]))).mark_point(size=320, color="#888888", strokeWidth=1.8)
     return chart_of(
         name,
