@@ -124,6 +124,11 @@ def test_flags_of_earlier_versions_are_answered(capsys):
     assert "unknown argument '--model.depth'; it is now called 'branches.count'" in capsys.readouterr().err
 
 
+def test_a_flag_below_one_without_fields_is_told_from_it(capsys):
+    assert main(["train", "digits/demo", "--output.root", "runs"]) == 2
+    assert "unknown argument '--output.root'; did you mean '--output'?" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_recipe_gets_the_command_that_trains_on_it(photos):
     with pytest.raises(sb.UserError, match=f"sidebranch train folder/scratch --data.root {photos}"):
         recipe.find(str(photos))

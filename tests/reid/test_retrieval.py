@@ -299,6 +299,7 @@ def test_the_command_draws_trains_and_says_who_is_there(tmp_path, capsys, monkey
     assert main([*words, "--method", "baseline"]) == 0
     printed = capsys.readouterr().out
     assert "of 2 identities" in printed
-    assert "validation mAP, %" in printed
+    assert "training top-1 error and validation mAP, %" in printed
+    assert "rank 1, %: main " in printed
     assert (tmp_path / "runs" / "market1501-mobilenet-baseline-seed0" / "report.html").exists()
     assert main([*words, "--data.root", "data/none"]) == 2

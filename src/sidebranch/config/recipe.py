@@ -205,6 +205,8 @@ def explain(error: Exception, valid: Iterable[str]) -> str:
         hint = f"did you mean '{ends[0]}'?" if len(ends) == 1 else nearest(flag.lstrip("-"), valid, most=1)
         hint = hint.replace("did you mean '", "did you mean '--")
         return f"unknown argument '{flag}'; {hint}"
+    if found := re.search(r"Parser key \"(\w+)\": .* NestedArg\(key='([\w.]+)'", text):
+        return f"unknown argument '--{found[1]}.{found[2]}'; did you mean '--{found[1]}'?"
     if found := re.search(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', text):
         return f"{found[1]} is {found[3]}; it must be {_type_in_words(found[2])}"
     if found := re.search(r'Parser key "([\w.]+)": .*Subtypes: \[(.*?)\] Errors: .*Given value: (.*)', text):

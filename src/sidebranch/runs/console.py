@@ -56,7 +56,8 @@ class ConsoleReporter(Reporter):
         self.columns, self.epochs, self.headline = tuple(columns), epochs, headline
         names = "".join(f"{name if name != 'ensemble' else 'ens.':>8}" for name in columns)
         if self.table:
-            self.say(f"validation {headline.name}, %".rjust(34 + len(names)))
+            shown = "training and validation" if headline == TOP1 else "training top-1 error and validation"
+            self.say(f"{shown} {headline.name}, %".rjust(34 + len(names)))
             self.say(f"{'epoch':>9}{'lr':>9}{'loss':>8}{'train':>8}{names}{'img/s':>8}")
         if self.console.is_terminal:
             self.bar = Progress(
@@ -89,6 +90,8 @@ class ConsoleReporter(Reporter):
             f"{position:>9}{row['lr']:>9.4f}{row['train/loss']:>8.3f}{row['train/top1/main']:>8.2f}{errors}"
             f"{row['images_per_second']:>8.0f}"
         )
+        if row["epoch"] == self.epochs and "val/rank1/main" in row:
+            self.say("rank 1, %: " + "  ".join(f"{name} {row[f'val/rank1/{name}']:.2f}" for name in self.columns))
 
     def close(self) -> None:
         if self.live is not None:
