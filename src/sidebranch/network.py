@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -113,7 +114,7 @@ def build_network(config: Config, num_classes: int, shape: Sequence[int]) -> Bra
 
 
 def build_reference(config: Config, weights: str, num_classes: int, shape: Sequence[int]) -> BranchedModel:
-    """The network of a checkpoint of the papers' public code, or of a plain torchvision ResNet, without branches.
+    """The network of a checkpoint of the papers' public code, of torchreid, or of torchvision's ResNets.
 
     Args:
         config: a recipe of the network.
@@ -125,6 +126,8 @@ def build_reference(config: Config, weights: str, num_classes: int, shape: Seque
         UserError: the file cannot be read or is not of this network or number of classes.
     """
     state = read_reference(weights)
+    if "fc.bias" not in state:  # torchreid calls it otherwise
+        state = {re.sub(r"^classifier\.", "fc.", key): value for key, value in state.items()}
     if "fc.bias" not in state:
         raise UserError(f"'{weights}' has no classifier 'fc.bias': it is no checkpoint of the papers' public code")
     known = len(state["fc.bias"])

@@ -6,6 +6,7 @@ import sidebranch as sb
 from sidebranch.config.schema import Config
 from sidebranch.config.validate import ignored, validate
 
+MILESTONES = "--optim.milestones '[24, 34]' would fit"
 GOOD = replace(Config(), optim=replace(Config().optim, schedule="cosine"))
 
 
@@ -118,7 +119,7 @@ def test_what_would_train_something_else_is_refused(groups, message):
         (
             "dhm",
             {"optim": {"schedule": "multi_step", "milestones": (10, 100)}},
-            ["optim.milestones [100] are after the last of 40 epochs and have no effect"],
+            ["optim.milestones [100] are after the last of 40 epochs and have no effect; " + MILESTONES],
         ),
     ],
 )

@@ -14,6 +14,7 @@ from PIL import Image
 
 import sidebranch as sb
 from sidebranch.cli import main
+from sidebranch.cli.predict import print_table
 from sidebranch.config.data import DataConfig
 from sidebranch.config.method import ModelConfig
 from sidebranch.config.schema import Config, OptimConfig, RuntimeConfig
@@ -251,6 +252,21 @@ def test_a_page_of_nothing_is_written(run, tmp_path, capsys):
     assert main(["predict", str(run.root), str(tmp_path / "text.jpg"), "--explain", str(page)]) == 1
     assert "text.jpg': it is no image" in capsys.readouterr().err
     assert "0 photographs" in page.read_text()
+
+
+def test_a_terminal_sees_paths_below_their_common_folder(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    rows = [(str(tmp_path / "a" / "1.jpg"), ["x"]), (str(tmp_path / "b" / "2.jpg"), ["y"])]
+    terminal, file = Terminal(), io.StringIO()
+    for out in (terminal, file):
+        print_table(["rank", "image"], rows, out, before=1)
+    first, _, *lines = terminal.getvalue().splitlines()
+    assert first == f"in {tmp_path}:"
+    assert [line.split() for line in lines] == [["x", "a/1.jpg"], ["y", "b/2.jpg"]]
+    assert [line.split() for line in file.getvalue().splitlines()[1:]] == [["x", rows[0][0]], ["y", rows[1][0]]]
 
 
 def test_features_find_the_photograph_itself(run, root, tmp_path, capsys):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from sidebranch.cli import main
-from sidebranch.errors import UserError
+from sidebranch.errors import Notice, UserError
 from sidebranch.inspect.record import read_record
 from sidebranch.inspect.report import verdict, write_report
 from sidebranch.runs.folder import RunFolder
@@ -30,7 +30,9 @@ def test_a_page_finds_the_images_where_they_are_now(finished, tmp_path, people, 
     record = read_record(RunFolder(finished / "dhm"))
     write_report([record], tmp_path / "page.html")
     assert " is gone" not in (tmp_path / "page.html").read_text()
-    write_report([record], tmp_path / "page.html", data_root=str(tmp_path))
+    with pytest.warns(Notice, match=r"of the page's \d+ images are gone, such as '.*'; --data.root says where"):
+        write_report([record], tmp_path / "page.html", data_root=str(tmp_path))
+    assert main(["report", str(finished / "dhm"), "--data.root", "nowhere"]) == 2
     assert (tmp_path / "page.html").read_text().count(" is gone") > 6
     write_report([record], tmp_path / "page.html", data_root=str(people))
     assert " is gone" not in (tmp_path / "page.html").read_text()
@@ -63,7 +65,8 @@ def test_queries_of_one_name_in_several_folders_are_told_apart(finished, tmp_pat
         UserError, match="2 queries are called '0.jpg'; give more of the path, such as 'query/anna/0.jpg'"
     ):
         write_report([record], tmp_path / "page.html", queries=["0.jpg"])
-    write_report([record], tmp_path / "page.html", queries=["bo/0.jpg"])
+    with pytest.warns(Notice, match="are gone"):
+        write_report([record], tmp_path / "page.html", queries=["bo/0.jpg"])
     assert "<h3>query/bo/0.jpg</h3>" in (tmp_path / "page.html").read_text()
 
 

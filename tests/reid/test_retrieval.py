@@ -6,6 +6,7 @@ import shutil
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -20,6 +21,7 @@ from sidebranch.config.validate import validate
 from sidebranch.data.datasets import read_dataset
 from sidebranch.data.loaders.order import Rank
 from sidebranch.deploy.export import export_run
+from sidebranch.deploy.restore import restored
 from sidebranch.errors import UserError
 from sidebranch.evaluation import retrieval
 from sidebranch.evaluation.of_run import evaluate_run
@@ -31,6 +33,7 @@ from sidebranch.runs import checkpoint
 from sidebranch.runs.console import Silent
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
+from sidebranch.train.setup import notes_at_start
 from sidebranch.train.signals import Interrupted
 
 
@@ -281,6 +284,42 @@ def test_another_set_may_be_searched_by_a_finished_run(finished, tmp_path):
     assert errors["main"]["mAP"] > 0
     shutil.rmtree(tmp_path / "bounding_box_train")
     assert evaluate_run(run, data_root=str(tmp_path)).errors == errors
+
+
+def test_a_checkpoint_of_torchreid_is_evaluated_and_embeds(finished, people, tmp_path, capsys):
+    """Whoever it was trained on; its classifier is called otherwise there."""
+    net = restored(RunFolder(finished / "baseline"), "last")[0]
+    state = {f"module.{key}": value for key, value in net.backbone.state_dict().items()}
+    weight, bias = state.pop("module.fc.weight"), state.pop("module.fc.bias")
+    state |= {"module.classifier.weight": weight.repeat(3, 1), "module.classifier.bias": bias.repeat(3)}
+    file, recipe_file = tmp_path / "model.pth.tar-60", str(finished / "baseline" / "config.yaml")
+    torch.save({"state_dict": state, "rank1": np.float32(0.5)}, file)
+    assert main(["eval", recipe_file, "--weights", str(file), "--data.root", str(people)]) == 0
+    (row,) = re.findall(r"│ main +│ +([\d.]+)", capsys.readouterr().out)
+    last = RunFolder(finished / "baseline").read_metrics()[-1]
+    assert float(row) == pytest.approx(last["val/mAP/main"], abs=2e-3)
+    words = [str(file), str(people / "query"), "--output", str(tmp_path / "features.npz")]
+    assert main(["embed", *words, "--recipe", recipe_file]) == 0
+    assert main(["predict", *words[:2], "--recipe", recipe_file]) == 2
+    assert "this model re-identifies" in capsys.readouterr().err
+    assert main(["export", str(finished / "dhm"), "--classifier", "b1"]) == 2
+    assert "of a re-identification run its features alone, by sidebranch embed" in capsys.readouterr().err
+    assert main(["export", str(finished / "dhm"), "--format", "onnx", "--output", str(tmp_path / "onnx")]) == 2
+    assert "embed" in capsys.readouterr().err
+
+
+def test_a_folder_of_people_gets_the_command_that_trains_on_it(people, capsys):
+    for words in (["train", str(people)], ["prepare", "check", str(people)]):
+        assert main(words) == 2
+        assert f"sidebranch train market1501/mobilenet-short --data.root {people}" in capsys.readouterr().err
+
+
+def test_crops_that_show_little_of_an_image_are_reported(config, people):
+    dataset = read_dataset(config.data, 0)
+    assert not [each for each in notes_at_start(config, dataset) if "resized" in each]
+    small = replace(config, data=replace(config.data, image_size=40))
+    (note,) = [each for each in notes_at_start(small, dataset) if "resized" in each]
+    assert note.startswith("images are resized to 72 and cropped to 40, 56% of the side: --data.resize 46 would")
 
 
 def test_the_command_draws_trains_and_says_who_is_there(tmp_path, capsys, monkeypatch):

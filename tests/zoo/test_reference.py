@@ -1,5 +1,6 @@
 """The public code's checkpoints: names both ways, every key once, a round trip, a network in their naming."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sidebranch as sb
-from sidebranch.zoo.reference import our_name, reference_name
+from sidebranch.zoo.reference import our_name, read_reference, reference_name
 
 NAMES = ["cifar_resnet32", "wrn_16_8", "densenet_40_12", "densenet_bc_100_12", "resnet18", "resnet50"]
 
@@ -153,6 +154,13 @@ def test_keys_that_do_not_fit_are_listed_and_nothing_is_loaded():
         assert torch.equal(value, before[key])
 
 
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(3), np.bool_(True)])
+def test_numpys_numbers_beside_the_tensors_are_no_obstacle(number, tmp_path):
+    """torchreid's engine writes one, `rank1`."""
+    torch.save({"state_dict": {"module.fc.bias": torch.ones(2)}, "rank1": number}, tmp_path / "model.pth.tar-60")
+    assert list(read_reference(tmp_path / "model.pth.tar-60")) == ["fc.bias"]
+
+
 class Bomb:
     def __reduce__(self):
         return (exec, ("raise SystemExit('executed')",))
@@ -162,6 +170,7 @@ class Bomb:
     ("write", "message"),
     [
         (lambda path: torch.save(Bomb(), path), "not safe to open"),
+        (lambda path: torch.save({"x": np.array([Bomb()], dtype=object)}, path), "not safe to open"),
         (lambda path: path.write_bytes(b"PK damaged"), "damaged"),
         (lambda path: torch.save([1, 2], path), "holds a list, not a state dict"),
         (lambda path: None, "no checkpoint"),

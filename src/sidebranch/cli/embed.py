@@ -14,12 +14,13 @@ from sidebranch.errors import UserError
 
 def parser() -> ArgumentParser:
     made = plain_parser("embed", EMBED_HELP)
-    made.add_argument("model", type=str, help="A run, or the model.safetensors that it ships.")
+    made.add_argument("model", type=str, help="A run, its model.safetensors, or a checkpoint with --recipe.")
     made.add_argument("images", type=str, nargs="+", help="Files, folders, or patterns.")
     made.add_argument("--output", type=str, default="features.npz", help="The file of features.")
     made.add_argument("--classifier", type=str, default="main", help="Whose features: main, b1, ..., or concat.")
     made.add_argument("--batch-size", type=int, default=64, help="Images at a time.")
     made.add_argument("--checkpoint", choices=["last", "best"], default="last", help="Of a run.")
+    made.add_argument("--recipe", type=str, default="", help="Of the network, for a checkpoint of other code.")
     return made
 
 
@@ -40,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     quiet_libraries()
     check_outputs(options.output)
     paths = find(options.images)
-    model = open_model(Path(options.model), which=options.checkpoint)
+    model = open_model(Path(options.model), which=options.checkpoint, recipe_name=options.recipe)
     rows, images, skipped = [], [], {}
     with progress(len(paths)) as done:
         for features, batch in embed(model, paths, options.classifier, options.batch_size, done):

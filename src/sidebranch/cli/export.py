@@ -81,7 +81,10 @@ def _format_of(options: Namespace) -> str:
 def _weights(options: Namespace) -> int:
     path = Path(options.output or "model.safetensors")
     if options.classifier != "main":
-        raise UserError(f"the safetensors file holds main; {options.classifier} leaves by {_format_of(options)}")
+        raise UserError(
+            f"the safetensors file holds main; {options.classifier} leaves by {_format_of(options)}, and of a "
+            f"re-identification run its features alone, by sidebranch embed"
+        )
     if path.suffix != ".safetensors":
         raise UserError(f"--output is '{path}'; the file is safetensors, so call it {path.with_suffix('.safetensors')}")
     from sidebranch.deploy.export import export_reference, export_run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -146,28 +147,39 @@ Told = dict[str, list[tuple[str, float]]]  # classifier to its best answers
 
 def _as_table(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told], None]:
     """A table at the end, of the classifier that counts."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("image", overflow="fold")
-    for place in range(top):
-        table.add_column(names[0] if place == 0 else f"{place + 1}.", overflow="fold")
+    rows: list[tuple[str, list[str]]] = []
 
     def write(path: str, told: Told) -> None:
         if told:
-            table.add_row(path, *(f"{name} {100 * value:.1f} %" for name, value in told[names[0]]))
-        elif table.row_count:
-            print_table(table, out)
+            rows.append((path, [f"{name} {100 * value:.1f} %" for name, value in told[names[0]]]))
+        elif rows:
+            print_table(["image", names[0], *(f"{place}." for place in range(2, top + 1))], rows, out)
 
     return write
 
 
-def print_table(table: Any, out: Any) -> None:
-    """A table of rich, folded to the width of a terminal, and to nothing elsewhere."""
-    from rich.console import Console
+def print_table(heads: Sequence[str], rows: Sequence[tuple[str, list[str]]], out: Any, before: int = 0) -> None:
+    """Images and a row each: on a terminal below their common folder and as wide as it; elsewhere as it comes.
 
-    width = None if out.isatty() else WIDE
-    Console(file=out, highlight=False, markup=False, width=width).print(table)
+    Args:
+        heads: of the columns, the image's among them.
+        rows: an image and its other columns each.
+        out: the stream.
+        before: how many of these stand before the image.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    top = os.path.commonpath([os.path.dirname(path) for path, _ in rows]) if out.isatty() and len(rows) > 1 else ""
+    console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else WIDE)
+    table = Table(box=None, pad_edge=False)
+    for place, name in enumerate(heads):
+        table.add_column(name, justify="right" if place < before else "left", overflow="fold")
+    for path, cells in rows:
+        table.add_row(*cells[:before], os.path.relpath(path, top) if top else path, *cells[before:])
+    if top:
+        console.print(f"in {top}:", soft_wrap=True)
+    console.print(table)
 
 
 def _as_csv(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told], None]:

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from sidebranch.cli.parsing import parse, plain_parser
 from sidebranch.cli.texts import REPORT_HELP
+from sidebranch.errors import UserError
 
 
 def parser() -> ArgumentParser:
@@ -22,6 +23,8 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     options = parse(parser(), arguments)
+    if options["data.root"] and not Path(options["data.root"]).exists():
+        raise UserError(f"there is no '{options['data.root']}'")
     from sidebranch.inspect.record import read_record
     from sidebranch.inspect.report import verdict, write_report
     from sidebranch.runs.folder import RunFolder

@@ -51,12 +51,6 @@ def run(arguments: Sequence[str]) -> int:
         for place, (image, cosine) in enumerate(found, 1):
             print(json.dumps({"rank": place, "image": image, "cosine": round(cosine, 6)}, ensure_ascii=False))
         return 0
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False)
-    for name in ("rank", "cosine", "image"):
-        shown.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
-    for place, (image, cosine) in enumerate(found, 1):
-        shown.add_row(str(place), f"{cosine:.4f}", image)
-    print_table(shown, sys.stdout)
+    rows = [(image, [str(place), f"{cosine:.4f}"]) for place, (image, cosine) in enumerate(found, 1)]
+    print_table(["rank", "cosine", "image"], rows, sys.stdout, before=2)
     return 0

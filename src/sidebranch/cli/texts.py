@@ -130,6 +130,7 @@ SHARDS_HELP = """Pack a folder of classes, or hf:NAME, into WebDataset tar shard
 
 Train on them with --data.root OUTPUT, or with the address that OUTPUT is copied to."""
 
-COST_NOTE = """Depth: convolutions of the branch / of main after the fork. Width: most channels,
-as a multiple of main's. MACs: multiply-adds of one image, forward. Activations:
-memory kept for its backward pass, in float32. Times: MACs divided by main's."""
+COST_NOTE = """Depth: convolutions of the branch / of main after the fork. Width: most
+channels, as a multiple of main's. MACs: multiply-adds of one image, forward.
+Activations: memory kept for its backward pass, in float32. Times: MACs divided
+by main's."""

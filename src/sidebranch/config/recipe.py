@@ -45,9 +45,10 @@ def find(recipe: str) -> Path:
     if (path / CONFIG_FILE).is_file():
         return path / CONFIG_FILE
     if path.is_dir():
+        one = "market1501/mobilenet-short" if (path / "bounding_box_train").is_dir() else "folder/scratch"
         raise UserError(
             f"'{recipe}' is a folder without {CONFIG_FILE}, neither a recipe nor a run; to train on images in it: "
-            f"sidebranch train folder/scratch --data.root {recipe}"
+            f"sidebranch train {one} --data.root {recipe}"
         )
     if path.is_file():
         return path

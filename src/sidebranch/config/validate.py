@@ -213,7 +213,10 @@ def ignored(config: Config) -> list[str]:
                 lines.setdefault(key, f"`{key}` has no effect with `{why}`")
     late = [each for each in optim.milestones if each >= optim.epochs]
     if optim.schedule == "multi_step" and late:
-        lines["late"] = f"optim.milestones {late} are after the last of {optim.epochs} epochs and have no effect"
+        lines["late"] = (
+            f"optim.milestones {late} are after the last of {optim.epochs} epochs and have no effect; "
+            f"--optim.milestones '[{round(0.6 * optim.epochs)}, {round(0.85 * optim.epochs)}]' would fit"
+        )
     return list(lines.values())
 
 

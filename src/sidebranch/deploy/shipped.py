@@ -83,7 +83,10 @@ def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, dat
     net, dataset, trained = network_of_run(folder, path, data_root)
     net, config = net.eval(), recipe.load(folder.config)
     if dataset.reid is not None:
-        raise UserError(f"'{folder.root}' re-identifies; its backbone leaves by --format safetensors")
+        raise UserError(
+            f"'{folder.root}' re-identifies: main leaves by --format safetensors, and nothing else; the features of a "
+            f"branch, or of all: sidebranch embed {folder.root} IMAGES --classifier b1 (or concat)"
+        )
     known = (*net.names, ENSEMBLE, EARLY_EXIT) if len(net.names) > 1 else net.names
     if classifier not in known:
         raise UserError(f"this run has no classifier '{classifier}'; {nearest(classifier, known)}")

@@ -65,14 +65,15 @@ def evaluate_run(
 
 
 def evaluate_reference(recipe_path: Path, weights: str, data_root: str = "") -> Errors:
-    """Evaluates a checkpoint of the papers' public code on a recipe's validation images.
+    """Evaluates a checkpoint of the papers' public code, or of torchreid, on a recipe's validation images.
 
     Raises:
         UserError: the checkpoint cannot be read or is not of the recipe's network, or the data are missing.
     """
     config = _moved(recipe.load(recipe_path), data_root)
     dataset = read_dataset(config.data, config.seed, needs_train=False)
-    return _evaluate(config, build_reference(config, weights, len(dataset.classes), dataset.shape), dataset)
+    count = len(dataset.classes) if dataset.reid is None else 0  # whom it was trained on does not matter
+    return _evaluate(config, build_reference(config, weights, count, dataset.shape), dataset)
 
 
 def network_of_run(
@@ -96,7 +97,8 @@ def network_of_run(
 
 def _config_of(folder: RunFolder, data_root: str) -> Config:
     if not folder.config.is_file():
-        raise UserError(f"'{folder.root}' is no run folder: it has no config.yaml")
+        remedy = f"; of a file: sidebranch eval RECIPE --weights {folder.root}" if folder.root.is_file() else ""
+        raise UserError(f"'{folder.root}' is no run folder: it has no config.yaml{remedy}")
     return _moved(recipe.load(folder.config), data_root)
 
 

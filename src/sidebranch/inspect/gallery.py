@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from sidebranch.errors import UserError, nearest
+from sidebranch.errors import Notice, UserError, nearest
 from sidebranch.inspect.record import Record, read_json
 
 SHOWN = 6  # queries, where none are chosen
@@ -86,7 +87,12 @@ def gallery(groups: Mapping[str, Sequence[Record]], queries: Sequence[str] = (),
             raise UserError("none of these runs is finished; the nearest images are written at a run's end")
         return []
     chosen = [_named(each, found[0].queries) for each in queries] or _spaced(found[0])
-    return [Query(name, [_row(name, each) for each in found if name in each.queries]) for name in chosen]
+    shown = [Query(name, [_row(name, each) for each in found if name in each.queries]) for name in chosen]
+    images = {path for query in shown for row in query.rows for path in (row.query, *(path for path, _ in row.nearest))}
+    if gone := sorted(path for path in images if not path.is_file()):
+        text = f"{len(gone)} of the page's {len(images)} images are gone, such as '{gone[0]}'; --data.root says where"
+        warnings.warn(f"{text} the data are now", Notice, stacklevel=2)
+    return shown
 
 
 def _named(name: str, queries: Sequence[str]) -> str:

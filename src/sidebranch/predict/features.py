@@ -106,7 +106,8 @@ def read_table(path: Path) -> Table:
         UserError: it is missing, damaged, or another file.
     """
     if not path.is_file():
-        raise UserError(f"no file of features '{path}'; make one: sidebranch embed MODEL FOLDER --output {path}")
+        named = path if path.suffix == ".npz" else "features.npz"
+        raise UserError(f"no file of features '{path}'; make one: sidebranch embed MODEL FOLDER --output {named}")
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if missing := KEYS - set(file.files):

@@ -94,10 +94,12 @@ def open_model(
             f"'{path}' does not say of which network it is; add --recipe, such as --recipe cifar100/resnet32"
         )
     config = recipe.load(recipe.find(recipe_name))
-    scale = CIFAR if config.data.name in ("cifar10", "cifar100") else IMAGENET
-    size = (3, config.data.image_size, config.data.image_size) if config.data.name == "folder" else (3, 32, 32)
-    about = {"input_size": size, "mean": scale.mean, "std": scale.std, "resize": config.data.resize}
-    about |= {} if config.data.name == "folder" else {"resize": size[-1]}
+    data = config.data
+    scale = CIFAR if data.name in ("cifar10", "cifar100") else IMAGENET
+    width = data.image_width if data.name == "reid" else data.image_size
+    size = (3, data.image_size, width) if data.name in ("folder", "reid") else (3, 32, 32)
+    about = {"input_size": size, "mean": scale.mean, "std": scale.std}
+    about["resize"] = data.resize if data.name == "folder" else size[-1]
     network = build_reference(config, str(path), 0, size).eval()
     with torch.inference_mode():
         count = network(torch.zeros(1, *size)).main.shape[1]

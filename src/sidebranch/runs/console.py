@@ -87,7 +87,7 @@ class ConsoleReporter(Reporter):
         errors = "".join(f"{self.headline.of(row, name):>8.2f}" for name in self.columns)
         position = f"{row['epoch']:.0f}/{self.epochs}"
         self.say(
-            f"{position:>9}{row['lr']:>9.4f}{row['train/loss']:>8.3f}{row['train/top1/main']:>8.2f}{errors}"
+            f"{position:>9}{row['lr']:>9.3g}{row['train/loss']:>8.3f}{row['train/top1/main']:>8.2f}{errors}"
             f"{row['images_per_second']:>8.0f}"
         )
         if row["epoch"] == self.epochs and "val/rank1/main" in row:

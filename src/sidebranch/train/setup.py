@@ -30,6 +30,8 @@ from sidebranch.train.past import PAST, PastTeacher
 from sidebranch.train.recompute import checkpoint_activations
 from sidebranch.train.teacher import build_teacher
 
+LARGE, USUAL = 1.5, 8 / 7  # a resize as a multiple of the crop: what is reported, what ImageNet's recipes have
+
 
 def build_objective(config: Config, teachers: Sequence[nn.Module] = ()) -> Objective:
     """The method's objective, with the config's own weights of labels and pairs if it has any.
@@ -200,6 +202,13 @@ def notes_at_start(config: Config, dataset: Dataset) -> list[str]:
     if size > count:
         notes.append(
             f"data.batch_size {size} is larger than the {count} training images: an epoch is one step of {count}"
+        )
+    data = config.data
+    seen = data.eval_size or data.image_size
+    if data.resize > LARGE * seen and (data.name == "folder" or (data.name == "reid" and not data.padding)):
+        notes.append(
+            f"images are resized to {data.resize} and cropped to {seen}, {seen / data.resize:.0%} of the side: "
+            f"--data.resize {round(seen * USUAL)} would show more of them"
         )
     return notes
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,16 +93,27 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"no checkpoint '{path}'")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numbers()):
             warnings.simplefilter("ignore", UserWarning)  # of a pickle that torch did not write; it is refused
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"'{path}' is damaged, or holds more than tensors and is not safe to open") from error
+        raise UserError(
+            f"'{path}' is damaged, or holds more than tensors and plain values and is not safe to open; if you trust "
+            "it, write its state_dict alone with torch.save"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"'{path}' is damaged and cannot be read") from error
     if not isinstance(state, Mapping):
         raise UserError(f"'{path}' holds a {type(state).__name__}, not a state dict")
     return state
+
+
+def _numbers() -> list[Any]:
+    """NumPy's numbers, as torchreid's files have them beside the tensors (`rank1`), by NumPy's old and new names."""
+    types = [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")]
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    return [*types, np.dtype, *((scalar, name) for name in names)]
 
 
 def _listed(keys: list[str]) -> str:

@@ -112,7 +112,8 @@ def _folders(root: Path, needs_train: bool) -> tuple[dict[str, list[Sighting]], 
         if not (root / name).is_dir():
             near = [root.parent, *sorted(root.glob("*")), *sorted(root.glob("*/*"))]
             inside = next((each for each in near if (each / name).is_dir()), None)
-            hint = f"; did you mean '{inside}'?" if inside else f"; it needs {_names(FOLDERS.values())}"
+            wanted = [each for part, each in FOLDERS.items() if needs_train or part != "train"]
+            hint = f"; did you mean '{inside}'?" if inside else f"; it needs {_names(wanted)}"
             raise UserError(f"'{root}' has no folder '{name}'{hint}")
         found = parts[split] = []
         for path in sorted((root / name).iterdir(), key=lambda each: each.name):

@@ -40,6 +40,11 @@ def files_of_folders(root: Path, name: str) -> dict[str, list[str]]:
     top = root / name
     if not top.is_dir():
         found = ", ".join(sorted(each.name for each in root.iterdir() if each.is_dir())[:5]) or "no folder at all"
+        if (root / "bounding_box_train").is_dir():
+            raise UserError(
+                f"'{root}' is laid out for re-identification: sidebranch train market1501/mobilenet-short "
+                f"--data.root {root}"
+            )
         raise UserError(
             f"'{root}' has no folder '{name}' (found: {found}); it needs train/CLASS/*.jpg and val/CLASS/*.jpg"
         )
