@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 import sidebranch as sb
@@ -130,3 +131,62 @@ def test_packing_by_the_command(photos, tmp_path, capsys):
     assert main(["prepare", "shards", str(photos), str(target)]) == 2
     assert "has shards already" in capsys.readouterr().err
     assert main(["prepare", "shards", str(photos), str(tmp_path / "other"), "--megabytes", "0"]) == 2
+
+
+def test_a_folder_of_classes_is_split_into_the_same_share_of_each(tmp_path, capsys):
+    source, target = tmp_path / "mine", tmp_path / "photos"
+    for name, count in (("cat", 10), ("dog", 21)):
+        (source / name / "more").mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (4, 3), (number, 0, 0)).save(
+                source / name / ("more" if number % 2 else "") / f"{number}.PNG"
+            )
+    (source / "cat" / "notes.txt").write_text("none")
+    assert main(["train", "folder/scratch", "--data.root", str(source)]) == 2
+    assert f"sidebranch prepare split {source} OUTPUT makes of CLASS/*.jpg" in capsys.readouterr().err
+    assert main(["prepare", "split", str(source), str(target)]) == 0
+    assert "train: 24 images of 2 classes\nval: 7 images of 2 classes" in capsys.readouterr().out
+    assert len(list(target.glob("val/dog/**/*.PNG"))) == 5
+    images = {path.read_bytes() for path in target.rglob("*.PNG")}
+    assert images == {path.read_bytes() for path in source.rglob("*.PNG")}
+    assert len(list(target.rglob("*.*"))) == 31
+    assert main(["prepare", "split", str(source), str(tmp_path / "again")]) == 0
+    drawn, again = ({p.relative_to(each) for p in each.rglob("*.PNG")} for each in (target, tmp_path / "again"))
+    assert drawn == again
+    assert main(["prepare", "check", str(target)]) == 0
+
+
+def test_what_cannot_be_split_is_said_in_a_line_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    source = tmp_path / "mine"
+    (source / "cat").mkdir(parents=True)
+    (source / "cat" / "0.jpg").write_bytes(b"one")
+    for words, message in (
+        (["nowhere", "x"], "no folder 'nowhere'"),
+        ([str(source), "x"], "leaves no training image of the class 'cat', which has 1"),
+        ([str(source), str(tmp_path)], "exists; give another folder"),
+        ([str(source), "x", "--val", "1"], "--val is 1; it is a share"),
+    ):
+        assert main(["prepare", "split", *words]) == 2
+        assert message in capsys.readouterr().err
+    (source / "cat" / "1.jpg").write_bytes(b"two")
+
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders.shutil, "copy2", full)
+    assert main(["prepare", "split", str(source), str(tmp_path / "photos")]) == 2
+    assert "No space left on device; nothing was kept" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (source / "train").mkdir()
+    (source / "val").mkdir()
+    assert main(["prepare", "split", str(source), str(tmp_path / "photos")]) == 2
+    assert "is split already" in capsys.readouterr().err
+
+
+def test_files_that_are_no_images_are_counted(tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (4, 3)).save(tmp_path / split / "cat" / "0.jpg")
+        (tmp_path / split / "cat" / "notes.txt").write_text("none")
+    assert main(["prepare", "check", str(tmp_path)]) == 0
+    assert "2 other files are passed over" in capsys.readouterr().out

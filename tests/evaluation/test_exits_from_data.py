@@ -183,8 +183,17 @@ def test_the_command_keeps_its_choice_and_draws_it(digits_config, tmp_path, caps
     assert main(["eval", str(folder.root), "--early-exit"]) == 0
     text = capsys.readouterr().out
     assert "exits chosen on 397 images, training images that the run did not train on" in text
-    assert text.count("chosen: ") == 1
+    assert text.count("│ * ") == 1
+    assert "the answers of all classifiers to 397 images to choose on, and to 300" in text
     kept = json.loads(folder.early_exit.read_text())
+    of_main = next(each for each in kept["classifiers"] if each["name"] == "main")
+    there, here = kept["chosen"]["held_out"]["error"], kept["chosen"]["error"]
+    assert there <= of_main["held_out_error"]
+    assert (
+        f"the cheapest as accurate as main on the 397 images: {there:.2f} %, main's {of_main['held_out_error']:.2f}"
+        in text
+    )
+    assert f"here {here:.2f} %, main's {of_main['error']:.2f}" in text
     assert kept["chosen"] in kept["points"]
     assert kept["images"] == 300
     assert {each["name"] for each in kept["classifiers"]} == {"main", "b1", "b2", "ensemble"}
@@ -203,6 +212,13 @@ def test_the_command_keeps_its_choice_and_draws_it(digits_config, tmp_path, caps
     ):
         assert main(["eval", str(folder.root), *words]) == 2
         assert message in capsys.readouterr().err
+    assert main(["eval", str(folder.root), "--early-exit", "--max-cost", "2"]) == 0
+    assert "the most accurate within 2 of main's multiply-adds" in capsys.readouterr().out
+    folder.metrics.unlink()  # as of a run that was stopped in its first epoch
+    folder.early_exit.unlink()
+    assert main(["eval", str(folder.root), "--early-exit"]) == 2
+    assert "no run folder with a finished epoch" in capsys.readouterr().err
+    assert not folder.early_exit.exists()
     baseline = RunFolder(tmp_path / "baseline")
     train(replace(changed(config, optim={"epochs": 1}), method="baseline"), baseline)
     assert main(["eval", str(baseline.root), "--early-exit"]) == 2

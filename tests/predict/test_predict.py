@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from zipfile import ZipFile
 
@@ -22,7 +23,7 @@ from sidebranch.deploy.formats import ABOUT, WRITERS, write_exits, write_onnx
 from sidebranch.deploy.shipped import ship
 from sidebranch.evaluation.of_run import network_of_run
 from sidebranch.predict import photos as reading
-from sidebranch.predict.model import open_model
+from sidebranch.predict.model import EXIT, open_model
 from sidebranch.predict.photos import batches, find
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
@@ -81,7 +82,7 @@ def test_answers_are_those_of_evaluation(run, root, capsys):
 
 
 @pytest.mark.parametrize("kind", ["timm", "pt2", "onnx", "onnx with preprocessing", "early_exit", "safetensors"])
-def test_every_export_answers_as_its_run(run, root, tmp_path, kind):
+def test_every_export_answers_as_its_run(run, root, tmp_path, kind, capsys):
     path = tmp_path / "out"
     if kind == "safetensors":
         path = run.weights
@@ -108,10 +109,17 @@ def test_every_export_answers_as_its_run(run, root, tmp_path, kind):
     for one, other in zip(*(batches(paths, each.transform, scale, 4) for each in (model, of_run)), strict=True):
         found = model.run(one.images)[model.names[0]]
         if kind == "early_exit":
-            wanted = shipped.module(other.images).probabilities
+            wanted, exits = shipped.module(other.images)
+            assert model.run(one.images)[EXIT].tolist() == exits.tolist()
         else:
             wanted = of_run.run(other.images)["main"]
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    if kind == "early_exit":
+        for form, where in (("jsonl", '"exit": '), ("csv", ",exit\n"), ("table", "exit  early_exit")):
+            assert main(["predict", str(path), *paths, "--format", form]) == 0
+            printed = capsys.readouterr().out
+            assert where in printed
+            assert re.search(r"\b(b2|main)\b", printed)
 
 
 def test_a_program_that_holds_a_pickle_is_refused(run, tmp_path):
@@ -267,6 +275,10 @@ def test_a_terminal_sees_paths_below_their_common_folder(tmp_path):
     assert first == f"in {tmp_path}:"
     assert [line.split() for line in lines] == [["x", "a/1.jpg"], ["y", "b/2.jpg"]]
     assert [line.split() for line in file.getvalue().splitlines()[1:]] == [["x", rows[0][0]], ["y", rows[1][0]]]
+    wide, narrow = [("photo.jpg", ["first " * 8, "second " * 8])], Terminal()
+    print_table(["image", "main", "2."], wide, narrow)
+    assert "second" not in narrow.getvalue()  # there is no room for it
+    assert len(narrow.getvalue().splitlines()) == 2
 
 
 def test_features_find_the_photograph_itself(run, root, tmp_path, capsys):

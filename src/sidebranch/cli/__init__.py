@@ -26,7 +26,7 @@ COMMANDS = {
     "branches": ("branches", "Show a backbone's forks and what branches would cost."),
     "study": ("study", "Train a table of methods and seeds to its end; paired differences, a page."),
     "inspect": ("inspect", "Draw the papers' figures of runs: curves, kernels, gradients."),
-    "prepare": ("prepare", "Check, sort, pack or generate a data set."),
+    "prepare": ("prepare", "Check, split, sort, pack or generate a data set."),
 }
 HELP = """usage: sidebranch COMMAND ...
 

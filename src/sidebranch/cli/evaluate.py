@@ -94,6 +94,8 @@ def _early_exit(options: Namespace) -> int:
 
     quiet_libraries()
     folder = RunFolder(Path(options.run))
+    if folder.config.is_file():
+        read_record(folder)  # raises, before minutes of work, if no epoch is finished
     found = early_exits(
         folder,
         options.checkpoint,
@@ -101,6 +103,7 @@ def _early_exit(options: Namespace) -> int:
         measure=options.measure,
         error=options.error,
         cost=options.max_cost,
+        say=lambda line: print(f"{line} ...", flush=True),
     )
     folder.write_early_exit(found)
     write_report([read_record(folder)], folder.report, folder.root.name)
@@ -113,6 +116,7 @@ def _print_exits(root: Path, found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sidebranch.evaluation.exits_of_run import told_wish
     from sidebranch.inspect.exit_charts import told_exits
 
     print(f"{root}: exits chosen on {found['held_out']:,} images, {found['chosen_on']}")
@@ -127,7 +131,7 @@ def _print_exits(root: Path, found: dict[str, Any]) -> None:
         if len(each["policy"]["exits"]) > 1 or is_chosen:  # one exit alone is a classifier, which has its row
             name = told_exits(each)
             shares = " ".join(f"{100 * share:.0f}" for share in each["shares"].values())
-            rows.append((f"chosen: {name}" if is_chosen else name, each, shares))
+            rows.append((f"* {name}" if is_chosen else name, each, shares))
     for place, (name, each, shares) in enumerate(rows):
         if place == len(found["classifiers"]):
             table.add_section()
@@ -140,3 +144,8 @@ def _print_exits(root: Path, found: dict[str, Any]) -> None:
             shares,
         )
     Console(highlight=False).print(table)
+    chosen, alone = found["chosen"], next(each for each in found["classifiers"] if each["name"] == "main")
+    there, of_main = chosen["held_out"]["error"], alone["held_out_error"]
+    print(f"*: chosen, {told_wish(found)} on the {found['held_out']:,} images: {there:.2f} %, main's {of_main:.2f}")
+    print(f"here {chosen['error']:.2f} %, main's {alone['error']:.2f}; the fewer the images, the further apart")
+    print("ms: of an image alone, on this machine; another row: --max-cost (of main's) or --error")

@@ -105,6 +105,8 @@ def _folder(options: Namespace) -> int:
     from sidebranch.cli.running import quiet_libraries
     from sidebranch.deploy.ship import export, measure
     from sidebranch.deploy.shipped import ship
+    from sidebranch.evaluation.exits_of_run import told_wish
+    from sidebranch.inspect.exit_charts import told_exits
     from sidebranch.runs.folder import RunFolder
     from sidebranch.runs.headline import headline_of
 
@@ -128,6 +130,9 @@ def _folder(options: Namespace) -> int:
         beside[f"main, {BESIDE[options.format]}"] = measure(main, BESIDE[options.format])
     found = export(shipped, options.format, output, errors, environment, options.with_preprocessing)
     columns = {f"{shipped.classifier}, {options.format}": found} | beside
+    if shipped.classifier == "early_exit":
+        kept = folder.read_early_exit()
+        print(f"exits: {told_exits(kept['chosen'])}, {told_wish(kept)}")
     print(f"{shipped.about['model']} on {found.images} validation images")
     table = Table()
     table.add_column("")

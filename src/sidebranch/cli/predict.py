@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
             raise UserError(f"--{name.replace('_', '-')} is {options[name]}; it must be at least 1")
     from sidebranch.cli.running import quiet_libraries
     from sidebranch.data.augmentation.batched import Normalisation
-    from sidebranch.predict.model import open_model
+    from sidebranch.predict.model import EXIT, open_model
     from sidebranch.predict.page import Explained, Opinion, write_page
     from sidebranch.predict.photos import batches, find
 
@@ -64,21 +65,23 @@ def run(arguments: Sequence[str]) -> int:
     photos: list[Explained] = []
     streams = options.format != "table" and not options.output and sys.stdout.isatty()  # a bar would be in between
     with writing(options.output) as out:
-        write = WRITERS[options.format](out, top, model.names)
+        write = WRITERS[options.format](out, top, model.names, bool(model.exits))
         with progress(len(paths), not streams) as done:
             for batch in batches(paths, model.transform, scale, options.batch_size, bool(options.explain), done):
                 skipped |= batch.skipped
                 answers = model.run(batch.images) if batch.paths else {}
                 for place, path in enumerate(batch.paths):
                     told = {name: _ranked(answers[name][place], model.classes, top) for name in model.names}
-                    write(path, told)
+                    write(path, told, model.exits[int(answers[EXIT][place])] if model.exits else "")
                     if options.explain:
                         opinions = tuple(Opinion(name, *each[0]) for name, each in told.items())
                         photos.append(Explained(path, batch.thumbs[place], opinions))
-        write("", {})
+        write("", {}, "")
     if options.explain:
         write_page(photos, Path(options.explain), f"What {Path(options.model).resolve().name} says")
         print(f"the page: {options.explain}", file=sys.stderr)
+    if options.output:
+        print(f"{len(paths) - len(skipped):,} images: {options.output}", file=sys.stderr)
     return report_skipped(skipped, len(paths))
 
 
@@ -143,23 +146,26 @@ def report_skipped(skipped: dict[str, str], count: int) -> int:
 
 
 Told = dict[str, list[tuple[str, float]]]  # classifier to its best answers
+Write = Callable[[str, Told, str], None]  # an image, and the exit that answered
 
 
-def _as_table(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told], None]:
+def _as_table(out: Any, top: int, names: Sequence[str], has_exits: bool) -> Write:
     """A table at the end, of the classifier that counts."""
     rows: list[tuple[str, list[str]]] = []
 
-    def write(path: str, told: Told) -> None:
+    def write(path: str, told: Told, exit: str) -> None:
         if told:
-            rows.append((path, [f"{name} {100 * value:.1f} %" for name, value in told[names[0]]]))
+            first = [exit] if has_exits else []
+            rows.append((path, [*first, *(f"{name} {100 * value:.1f} %" for name, value in told[names[0]])]))
         elif rows:
-            print_table(["image", names[0], *(f"{place}." for place in range(2, top + 1))], rows, out)
+            further = [f"{place}." for place in range(2, top + 1)]
+            print_table(["image", *(["exit"] if has_exits else []), names[0], *further], rows, out)
 
     return write
 
 
 def print_table(heads: Sequence[str], rows: Sequence[tuple[str, list[str]]], out: Any, before: int = 0) -> None:
-    """Images and a row each: on a terminal below their common folder and as wide as it; elsewhere as it comes.
+    """Images and a row each; on a terminal below their common folder, with as many columns as it has room for.
 
     Args:
         heads: of the columns, the image's among them.
@@ -167,50 +173,56 @@ def print_table(heads: Sequence[str], rows: Sequence[tuple[str, list[str]]], out
         out: the stream.
         before: how many of these stand before the image.
     """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
     top = os.path.commonpath([os.path.dirname(path) for path, _ in rows]) if out.isatty() and len(rows) > 1 else ""
     console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else WIDE)
+    lines = [[*cells[:before], os.path.relpath(path, top) if top else path, *cells[before:]] for path, cells in rows]
+    widths = [max(map(cell_len, column)) + 1 for column in zip(heads, *lines, strict=True)]
+    count = max(before + 2, sum(width <= console.width + 1 for width in accumulate(widths)))
     table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(heads):
+    for place, name in enumerate(heads[:count]):
         table.add_column(name, justify="right" if place < before else "left", overflow="fold")
-    for path, cells in rows:
-        table.add_row(*cells[:before], os.path.relpath(path, top) if top else path, *cells[before:])
+    for line in lines:
+        table.add_row(*line[:count])
     if top:
         console.print(f"in {top}:", soft_wrap=True)
     console.print(table)
 
 
-def _as_csv(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told], None]:
+def _as_csv(out: Any, top: int, names: Sequence[str], has_exits: bool) -> Write:
     writer = csv.writer(out, lineterminator="\n")
     ranks = range(1, top + 1)
     others = [f"{word}_{name}" for name in names[1:] for word in ("class", "probability")]
+    others += ["exit"] if has_exits else []
     writer.writerow(["image", *(f"{word}{rank}" for rank in ranks for word in ("class", "probability")), *others])
 
-    def write(path: str, told: Told) -> None:
+    def write(path: str, told: Told, exit: str) -> None:
         if told:
             first = [word for name, value in told[names[0]] for word in (name, f"{value:.6f}")]
             rest = [word for name in names[1:] for word in (told[name][0][0], f"{told[name][0][1]:.6f}")]
-            writer.writerow([path, *first, *rest])
+            writer.writerow([path, *first, *rest, *([exit] if has_exits else [])])
 
     return write
 
 
-def _as_jsonl(out: Any, top: int, names: Sequence[str]) -> Callable[[str, Told], None]:
+def _as_jsonl(out: Any, top: int, names: Sequence[str], has_exits: bool) -> Write:
     def answers(ranked: list[tuple[str, float]]) -> list[dict[str, Any]]:
         return [{"class": name, "probability": round(value, 6)} for name, value in ranked]
 
-    def write(path: str, told: Told) -> None:
+    def write(path: str, told: Told, exit: str) -> None:
         if told:
             row = {"image": path, "classifier": names[0], "answers": answers(told[names[0]])}
+            row |= {"exit": exit} if has_exits else {}
             row |= {"others": {name: answers(told[name][:1])[0] for name in names[1:]}} if len(names) > 1 else {}
             print(json.dumps(row, ensure_ascii=False), file=out, flush=out is sys.stdout)
 
     return write
 
 
-WRITERS: dict[str, Callable[[Any, int, Sequence[str]], Callable[[str, Told], None]]] = {
+WRITERS: dict[str, Callable[[Any, int, Sequence[str], bool], Write]] = {
     "table": _as_table,
     "csv": _as_csv,
     "jsonl": _as_jsonl,

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from sidebranch.cli.parsing import parse, plain_parser
-from sidebranch.cli.texts import CHECK_HELP, IMAGENET_VAL_HELP, PREPARE_HELP, SHARDS_HELP, SYNTHETIC_REID_HELP
+from sidebranch.cli.texts import (
+    CHECK_HELP,
+    IMAGENET_VAL_HELP,
+    PREPARE_HELP,
+    SHARDS_HELP,
+    SPLIT_HELP,
+    SYNTHETIC_REID_HELP,
+)
 from sidebranch.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -23,6 +30,11 @@ def parser() -> ArgumentParser:
     kinds = made.add_subcommands(required=True, metavar="KIND")
     check = plain_parser("prepare check", CHECK_HELP)
     check.add_argument("folder", type=str, help="With train/CLASS/*.jpg and val/CLASS/*.jpg.")
+    split = plain_parser("prepare split", SPLIT_HELP)
+    split.add_argument("source", type=str, help="With CLASS/*.jpg.")
+    split.add_argument("output", type=str, help="A new folder.")
+    split.add_argument("--val", type=float, default=0.2, help="Share of each class that is for validation.")
+    split.add_argument("--seed", type=int, default=0, help="The same seed gives the same split.")
     imagenet_val = plain_parser("prepare imagenet-val", IMAGENET_VAL_HELP)
     imagenet_val.add_argument("folder", type=str, help="Folder of the images.")
     imagenet_val.add_argument("--labels", type=str, default="", help="Lines of image and class (n01751748).")
@@ -36,7 +48,13 @@ def parser() -> ArgumentParser:
     synthetic_reid.add_argument("folder", type=str, help="A new folder.")
     synthetic_reid.add_argument("--identities", type=int, default=200, help="Persons; half of them are for training.")
     synthetic_reid.add_argument("--seed", type=int, default=0, help="The same seed gives the same images.")
-    parts = {"check": check, "imagenet-val": imagenet_val, "shards": shards, "synthetic-reid": synthetic_reid}
+    parts = {
+        "check": check,
+        "split": split,
+        "imagenet-val": imagenet_val,
+        "shards": shards,
+        "synthetic-reid": synthetic_reid,
+    }
     for name, part in parts.items():
         kinds.add_subcommand(name, part, help=(part.description or "").splitlines()[0])
     return made
@@ -70,6 +88,8 @@ def _check_folder(options: Namespace) -> int:
     if len(classes) <= LISTED:
         for name in classes:
             print(f"  {name}: " + ", ".join(f"{counts.get(name, 0):,} {of}" for of, counts in found.counts.items()))
+    if found.others:
+        print(f"{found.others:,} other files are passed over: their names are none of images")
     if found.missing:
         print(f"no folder: {Path(options.folder) / found.missing}")
     for path in found.unreadable:
@@ -82,6 +102,22 @@ def _check_folder(options: Namespace) -> int:
         print(f"no images: {folder}")
     print(f"{found.faults} fault{'' if found.faults == 1 else 's'} found" if found.faults else "no faults found")
     return 1 if found.faults else 0
+
+
+def _split_folder(options: Namespace) -> int:
+    from sidebranch.prepare.folders import split_folder
+
+    if not 0 < options.val < 1:
+        raise UserError(f"--val is {options.val:g}; it is a share of the images, between 0 and 1")
+    with _progress() as progress:
+        task = progress.add_task("images", total=None)
+        counts = split_folder(
+            Path(options.source), Path(options.output), options.val, options.seed, lambda: progress.advance(task)
+        )
+    for name, classes in counts.items():
+        print(f"{name}: {sum(classes.values()):,} images of {len(classes):,} classes")
+    print(f"copied to '{options.output}'; check them: sidebranch prepare check {options.output}")
+    return 0
 
 
 def _sort_imagenet_val(options: Namespace) -> int:
@@ -138,6 +174,7 @@ def _draw_reid(options: Namespace) -> int:
 
 KINDS = {
     "check": _check_folder,
+    "split": _split_folder,
     "imagenet-val": _sort_imagenet_val,
     "shards": _pack_shards,
     "synthetic-reid": _draw_reid,

@@ -105,8 +105,9 @@ BACKBONE is a timm name. Nothing is trained or downloaded; weights take no memor
   sidebranch branches resnet50 --at layer2 layer3 --width 1
   sidebranch branches cifar_resnet32 --kind auto --num-classes 100 --json"""
 
-PREPARE_HELP = """Check, sort, pack or generate a data set.
+PREPARE_HELP = """Check, split, sort, pack or generate a data set.
 
+  sidebranch prepare split mine photos
   sidebranch prepare check data/photos
   sidebranch prepare imagenet-val data/imagenet/val --devkit ILSVRC2012_devkit_t12 --dry-run
   sidebranch prepare shards data/imagenet data/imagenet-shards
@@ -115,6 +116,10 @@ PREPARE_HELP = """Check, sort, pack or generate a data set.
 CHECK_HELP = """Decode every image under DIR/train and DIR/val, and compare their classes.
 
 Exit status: 0, no faults; 1, an image is unreadable, a class is in one split only or empty, or a split is missing."""
+
+SPLIT_HELP = """Copy SOURCE/CLASS/*.jpg to OUTPUT/train/CLASS and OUTPUT/val/CLASS.
+
+Of every class the same share is drawn for validation."""
 
 IMAGENET_VAL_HELP = """Move ImageNet's 50,000 flat validation images into one folder per class.
 

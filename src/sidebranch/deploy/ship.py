@@ -42,7 +42,7 @@ class Comparison:
         bytes: of the exported files.
         parameters: of the module.
         macs: multiply-adds for one image; early exit: their mean.
-        milliseconds: number of images in a batch to its median time.
+        milliseconds: number of images in a batch to its mean time, over batches of different images.
     """
 
     images: int

@@ -34,6 +34,7 @@ def early_exits(
     measure: Measure = "confidence",
     error: float | None = None,
     cost: float | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
     """Plain values for JSON: policies and single classifiers with error, multiply-adds and milliseconds an image.
 
@@ -48,6 +49,7 @@ def early_exits(
         error: take the cheapest policy with at most this top-1 error, in percent, on the held-out images.
         cost: take the most accurate policy within this multiple of main's multiply-adds. With neither: the cheapest
             policy that is as accurate as main on the held-out images.
+        say: called with a line before every part that takes long.
 
     Raises:
         UserError: there is no such run or checkpoint, it has no side branches, or no policy is as wanted.
@@ -63,22 +65,27 @@ def early_exits(
         raise UserError(f"exits are chosen on {where}, and there are only {len(held_out.val)}; {_remedy(dataset)}")
     size = dataset.eval_shape
     costs = EarlyExit(net, input_size=size).costs
+    say(f"the answers of all classifiers to {len(held_out.val):,} images to choose on, and to {len(reported.val):,}")
     seen, shown = (collect(net, net.names, _batches(each)) for each in (held_out, reported))
+    say("choosing exits")
     choices = frontier(seen, costs, measure)
-    if error is None and cost is None:
+    wanted = {} if error is None and cost is None else {"error": error} if cost is None else {"cost": cost}
+    if not wanted:
         error = outcome(ExitPolicy({}, ("main",)), seen, costs).error
     taken = chosen(choices, error, None if cost is None else cost * sum(costs["main"]))
     images = next(iter(_batches(reported)))[0][:IMAGES]
     places = {round(each) for each in torch.linspace(0, len(choices) - 1, min(TIMED, len(choices))).tolist()}
     timed = sorted(places | {choices.index(taken)})
+    say(f"the time of {len(timed)} choices, image by image")
     points = [_point(choices[place], net, shown, costs, images, size) for place in timed]
     return {
         "chosen_on": where,
+        "wanted": wanted,
         "held_out": len(seen.labels),
         "images": len(shown.labels),
         "measure": measure,
         "threads": torch.get_num_threads(),
-        "classifiers": _alone(net, shown, costs, images, size),
+        "classifiers": _alone(net, seen, shown, costs, images, size),
         "points": points,
         "chosen": points[timed.index(choices.index(taken))],
     }
@@ -109,14 +116,14 @@ def _batches(dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _alone(
-    net: BranchedModel, shown: Scores, costs: Costs, images: Tensor, size: Sequence[int]
+    net: BranchedModel, seen: Scores, shown: Scores, costs: Costs, images: Tensor, size: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Every classifier alone, and the ensemble."""
+    """Every classifier alone, and the ensemble; of the former also the error on the images that exits are chosen on."""
     rows = []
     for name in net.names:
-        found = outcome(ExitPolicy({}, (name,)), shown, costs)
+        found, before = (outcome(ExitPolicy({}, (name,)), each, costs) for each in (shown, seen))
         ms = _milliseconds(extract(net, name, size), images)
-        rows.append({"name": name, "error": found.error, "macs": found.macs, "ms": ms})
+        rows.append({"name": name, "error": found.error, "macs": found.macs, "ms": ms, "held_out_error": before.error})
     answers = shown.logits.softmax(-1).mean(0).argmax(-1)
     error = 100 * float((answers != shown.labels).double().mean())
     macs = max(trunk for trunk, _ in costs.values()) + sum(own for _, own in costs.values())
@@ -143,6 +150,14 @@ def _milliseconds(module: nn.Module | Callable[[Tensor], Any], images: Tensor) -
             module(image[None])
         passes.append(time.perf_counter() - started)
     return round(1000 * min(passes[1:]) / len(images), 4)
+
+
+def told_wish(kept: Mapping[str, Any]) -> str:
+    """What `early_exits` was asked for."""
+    wanted = kept.get("wanted") or {}
+    if "cost" in wanted:
+        return f"the most accurate within {wanted['cost']:g} of main's multiply-adds"
+    return f"the cheapest with at most {wanted['error']:g} % error" if wanted else "the cheapest as accurate as main"
 
 
 def policy_of(kept: Mapping[str, Any]) -> ExitPolicy:

@@ -22,7 +22,7 @@ def told_exits(point: Mapping[str, Any]) -> str:
 
 
 def _against(cost: str, found: Mapping[str, Any]) -> Chart:
-    """Top-1 error against the mean cost of an image: a line of policies, and the classifiers as points."""
+    """Top-1 error against the mean cost of an image: policies in grey, and the classifiers."""
     title, unit, name = MEASURED[cost]
     line = [{"cost": each[cost] / unit, "error": each["error"], "what": told_exits(each)} for each in found["points"]]
     points = [
@@ -46,14 +46,16 @@ def _against(cost: str, found: Mapping[str, Any]) -> Chart:
             tooltip=tooltip,
         )
     )
-    drawn = policies.mark_line(color="#888888", strokeWidth=1.8, point={"color": "#888888", "size": 25})
+    dots = policies.mark_point(color="#888888", size=25, filled=True, opacity=1)
+    is_ordered = cost == "macs"  # times are noisy: a line through them would go to and fro
+    drawn = policies.mark_line(color="#888888", strokeWidth=1.8) + dots if is_ordered else dots
     choice = found["chosen"]
     taken = {"cost": choice[cost] / unit, "error": choice["error"], "what": "chosen: " + told_exits(choice)}
     ring = alt.Chart(alt.Data(values=rounded([taken]))).mark_point(size=320, color="#888888", strokeWidth=1.8)
     return chart_of(
         name,
-        f"Line: images leave at the first sure classifier, thresholds chosen on {found['held_out']:,} held-out images "
-        f"({found['chosen_on']}). Points: one classifier for all images. Ring: the chosen exits. "
+        f"Grey: images leave at the first sure classifier, thresholds chosen on {found['held_out']:,} held-out images "
+        f"({found['chosen_on']}). Coloured: one classifier for all images. Ring: the chosen exits. "
         "Mean: each exit answers with the mean of the classifiers so far.",
         drawn + alone + ring.encode(x=x, y=y, tooltip=tooltip),
         ("exits", title, "top-1 error, %"),

@@ -26,8 +26,8 @@ from sidebranch.network import build_backbone, build_reference
 from sidebranch.runs.folder import RunFolder
 from sidebranch.weights import read_weights
 
-ENSEMBLE = "ensemble"
-Answers = Mapping[str, Tensor]  # classifier to its probabilities or features
+ENSEMBLE, EXIT = "ensemble", "exit"
+Answers = Mapping[str, Tensor]  # classifier to its probabilities or features; with early exit, EXIT to exits' numbers
 KINDS = {"model.safetensors": "timm+sidebranch", "model.onnx": "onnx", "model.pt2": "pt2", "model.pth": "torchvision"}
 
 
@@ -41,6 +41,7 @@ class Opened:
         names: of the classifiers that answer; the first counts.
         run: normalised images [N, C, H, W] to each classifier's probabilities [N, K], on the CPU.
         network: the network of a run or a file; None of an exported program.
+        exits: of early exit, the classifiers that may answer, in their order.
     """
 
     about: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Opened:
     names: tuple[str, ...]
     run: Callable[[Tensor], Answers]
     network: BranchedModel | None = None
+    exits: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -164,15 +166,18 @@ def _exported(path: Path, classifier: str) -> Opened:
         raise UserError(f"'{path}' cannot be read: {str(error).splitlines()[0][:200]}") from error
     names = _first((about["classifier"],), classifier)
     mean, std = (torch.tensor(about[each]).view(-1, 1, 1) for each in ("mean", "std"))
+    exits = tuple(each["classifier"] for each in about.get("early_exit", {}).get("exits", ()))
 
     def run(images: Tensor) -> Answers:
         if about.get("input") == "uint8":
             images = (255 * (images * std + mean)).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         scores = network(images.contiguous().numpy())
-        scores = torch.from_numpy(scores[0] if isinstance(scores, tuple) else scores)
+        if exits:
+            return {names[0]: torch.from_numpy(scores[0]), EXIT: torch.from_numpy(scores[1])}
+        scores = torch.from_numpy(scores)
         return {names[0]: scores if about["output"] == "probabilities" else scores.softmax(-1)}
 
-    return Opened(about, _classes(about, about["num_classes"]), names, run)
+    return Opened(about, _classes(about, about["num_classes"]), names, run, exits=exits)
 
 
 def _first(known: Sequence[str], classifier: str) -> tuple[str, ...]:

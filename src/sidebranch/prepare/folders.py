@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ class Checked:
         differing: classes that are in one split only.
         empty: folders of classes without an image.
         missing: the split that is not there, or "".
+        others: number of files that are no images by their names, and are passed over.
     """
 
     counts: dict[str, dict[str, int]]
@@ -34,6 +38,7 @@ class Checked:
     differing: list[str]
     empty: list[str]
     missing: str
+    others: int = 0
 
     @property
     def faults(self) -> int:
@@ -66,7 +71,62 @@ def check_folder(root: Path, done: Callable[[], object] = lambda: None) -> Check
                 done()
     differing = [] if missing else sorted(set(counts["train"]) ^ set(counts["val"]))
     empty = [str(root / name / each) for name in splits for each, files in splits[name].items() if not files]
-    return Checked(counts, unreadable, differing, empty, missing[0] if missing else "")
+    files = sum(len(names) for name in present for _, _, names in os.walk(root / name))
+    others = files - sum(sum(each.values()) for each in counts.values())
+    return Checked(counts, unreadable, differing, empty, missing[0] if missing else "", max(0, others))
+
+
+def split_folder(
+    source: Path, target: Path, share: float, seed: int, done: Callable[[], object] = lambda: None
+) -> dict[str, dict[str, int]]:
+    """Copies source/CLASS/*.jpg to target/train/CLASS and target/val/CLASS; all of it or nothing.
+
+    Args:
+        source: with a folder a class.
+        target: a new folder.
+        share: of every class's images that go to val, rounded up.
+        seed: of the draw.
+        done: called after every image.
+
+    Returns:
+        Split to class to number of images.
+
+    Raises:
+        UserError: the source has no classes or was split already, a class has too few images, or the target exists or
+            cannot be written.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if not source.is_dir():
+        raise UserError(f"no folder '{source}'; give one with CLASS/*.jpg")
+    if (source / "train").is_dir() and (source / "val").is_dir():
+        raise UserError(f"'{source}' is split already: it has train and val")
+    if target.exists():
+        raise UserError(f"'{target}' exists; give another folder")
+    source, target = source.resolve(), target.resolve()
+    classes = files_of_folders(source.parent, source.name)
+    if few := [name for name, files in classes.items() if math.ceil(share * len(files)) >= len(files)]:
+        raise UserError(
+            f"a share of {share:g} leaves no training image of the class '{few[0]}', which has {len(classes[few[0]])}"
+        )
+    counts: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+            staged = Path(temporary) / target.name
+            for name, files in classes.items():
+                parts = train_test_split(files, test_size=share, random_state=seed)
+                for split, part in zip(counts, parts, strict=True):
+                    counts[split][name] = len(part)
+                    for file in part:
+                        to = staged / split / Path(file).relative_to(source)
+                        to.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copy2(file, to)
+                        done()
+            os.replace(staged, target)
+    except OSError as error:
+        raise UserError(f"cannot copy to '{target}': {reason(error)}; nothing was kept") from error
+    return counts
 
 
 def _is_readable(path: str) -> bool:

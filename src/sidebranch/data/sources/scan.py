@@ -27,7 +27,9 @@ def files_of_classes(root: Path, name: str) -> dict[str, list[str]]:
     empty = [each for each in files if not files[each]]
     if empty:
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        raise UserError(f"'{root / name}' is not laid out as CLASS/*.jpg: no images in {shown}")
+        raise UserError(
+            f"'{root / name}' is not laid out as CLASS/*.jpg: no images in the folder {shown}; fill or remove it"
+        )
     return files
 
 
@@ -46,7 +48,8 @@ def files_of_folders(root: Path, name: str) -> dict[str, list[str]]:
                 f"--data.root {root}"
             )
         raise UserError(
-            f"'{root}' has no folder '{name}' (found: {found}); it needs train/CLASS/*.jpg and val/CLASS/*.jpg"
+            f"'{root}' has no folder '{name}' (found: {found}); it needs train/CLASS/*.jpg and val/CLASS/*.jpg, which "
+            f"sidebranch prepare split {root} OUTPUT makes of CLASS/*.jpg"
         )
     try:
         classes = sorted(each.name for each in top.iterdir() if each.is_dir())
