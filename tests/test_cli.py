@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,11 +97,15 @@ def test_an_unfinished_run_is_pointed_out_and_found_by_resume(capsys):
     Path("runs/digits-demo-dhm-seed0/model.safetensors").unlink()
     _, out, _ = run(capsys, "train", "digits/demo", *QUICK)
     assert "'runs/digits-demo-dhm-seed0' has an unfinished run of this config: --resume" in out
+    shutil.rmtree("runs/digits-demo-dhm-seed0-2")
     assert "run folder: runs/digits-demo-dhm-seed0-2\n" in out
     status, out, _ = run(capsys, "train", "digits/demo", *QUICK, "--resume")
     assert status == 0
     assert "run folder: runs/digits-demo-dhm-seed0\n" in out
     assert "already finished" in out
+    Path("runs/digits-demo-dhm-seed0/model.safetensors").write_bytes(b"there")
+    out = run(capsys, "train", "digits/demo", *QUICK)[1]
+    assert "'runs/digits-demo-dhm-seed0' has a finished run of this config. This is a new run." in out
 
 
 def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
@@ -113,7 +119,10 @@ def test_ctrl_c_in_the_middle_saves_and_resume_goes_on():
                 break
         message = process.communicate()[1]
     assert process.returncode == 128 + signal.SIGINT
-    assert re.fullmatch(r"sidebranch: stopped at .*epoch \d+.*; everything is saved; add --resume to resume\n", message)
+    told = r"sidebranch: stopped at .*epoch \d+.*; everything is saved; go on: sidebranch train run --resume\n"
+    assert re.fullmatch(told, message)
+    line = re.fullmatch(r".*go on: sidebranch (.*)\n", message)[1]
+    assert main([*shlex.split(line), "--print-config"]) == 0
     assert Path("run/checkpoints/last.ckpt").exists()
 
 
@@ -315,3 +324,13 @@ def test_branches_tells_programs_the_same(capsys):
     assert [each["at"] for each in told["costs"]] == ["", "stages.2", "stages.0"]
     assert told["notes"][0].startswith("b1 is as wide as main: it cannot be widened at 'stages.3.0")
     assert {"at": "stages.0", "shape": [256, 56, 56], "channels": 256, "cells": 3136} in told["places"]
+
+
+def test_the_version_is_said(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sidebranch {sb.__version__}\n"
+
+
+def test_help_fits_a_terminal(capsys):
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

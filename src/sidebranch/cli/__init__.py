@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from sidebranch.errors import Notice, UserError, nearest
@@ -17,14 +18,14 @@ COMMANDS = {
     "demo": ("demo", "See the effect in minutes, offline."),
     "train": ("train", "Train a network with side branches; ship the plain backbone."),
     "eval": ("evaluate", "Evaluate a run on its validation images."),
-    "export": ("export", "Write what ships, for timm, ONNX, torch.export: main, a branch, early exit."),
+    "export": ("export", "Write what ships: timm, ONNX, torch.export; a branch, early exit."),
     "predict": ("predict", "Say what is on photographs, with a run or anything exported."),
     "embed": ("embed", "Write the features of photographs."),
     "search": ("search", "Find the photographs nearest to one."),
     "recipes": ("recipes", "List the shipped recipes."),
     "report": ("report", "Write one HTML page that compares runs."),
     "branches": ("branches", "Show a backbone's forks and what branches would cost."),
-    "study": ("study", "Train a table of methods and seeds to its end; paired differences, a page."),
+    "study": ("study", "Train a table of methods and seeds; paired differences, a page."),
     "inspect": ("inspect", "Draw the papers' figures of runs: curves, kernels, gradients."),
     "prepare": ("prepare", "Check, split, sort, pack or generate a data set."),
 }
@@ -94,6 +95,9 @@ def command(name: str) -> Any:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("-V", "--version"):
+        print(f"sidebranch {version('sidebranch')}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {name:<10}{line}" for name, (_, line) in COMMANDS.items())), end="")
         return 0

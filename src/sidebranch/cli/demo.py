@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"--seeds is {options.seeds}; train at least one")
     from sidebranch.cli.running import exit_status
 
-    return exit_status(lambda: _demo(options), "run the same command again")
+    return exit_status(lambda: _demo(options), "the same command again")
 
 
 def _demo(options: Namespace) -> None:

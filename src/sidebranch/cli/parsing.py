@@ -60,4 +60,5 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], valid: Iterable[str]
 
 def options_of(parser: ArgumentParser) -> list[str]:
     """The names of a parser's flags, without their dashes."""
-    return [flag.lstrip("-") for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    return [flag.lstrip("-") for flag in flags if flag != "--print_shtab"]  # hidden: jsonargparse's own

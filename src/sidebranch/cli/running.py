@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 
-def exit_status(train: Callable[[], None], how_to_resume: str) -> int:
-    """Runs a training to its end: 0; 128 + n after signal n; 75 if one of several processes was lost."""
+def exit_status(train: Callable[[], None], go_on: str) -> int:
+    """Runs a training to its end: 0; 128 + n after signal n; 75 if one of several processes was lost.
+
+    Args:
+        train: the training.
+        go_on: the command that resumes it, or words for it.
+    """
     from sidebranch.distributed.processes import ProcessLost, is_main_process, leave
     from sidebranch.train.signals import Interrupted
 
@@ -18,9 +24,14 @@ def exit_status(train: Callable[[], None], how_to_resume: str) -> int:
         train()
     except Interrupted as stop:
         if is_main_process():
-            print(f"sidebranch: {stop}; {how_to_resume} to resume", file=sys.stderr)
+            print(f"sidebranch: {stop}; go on: {go_on}", file=sys.stderr)
         leave()
         return 128 + stop.signal
+    except KeyboardInterrupt:
+        if is_main_process():
+            print(f"sidebranch: stopped at once; from the last checkpoint: {go_on}", file=sys.stderr)
+        leave()
+        return 128 + signal.SIGINT
     except ProcessLost as error:
         print(f"sidebranch: {error}; add --resume to continue from the last checkpoint", file=sys.stderr)
         return os.EX_TEMPFAIL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def _train(config: Config, options: Namespace, name: str) -> int:
             write_report([read_record(folder)], folder.report, folder.root.name)
             print(f"the plain backbone: {folder.weights}\nthe report: {folder.report}")
 
-    return exit_status(run_all, "add --resume")
+    return exit_status(run_all, f"sidebranch train {shlex.quote(str(folder.root))} --resume")
 
 
 def _train_replicas(config: Config, options: Namespace, name: str, flags: Sequence[str]) -> int:
@@ -131,5 +132,7 @@ def _folder_of(output: str, source: Path, config: Config, resume: bool) -> RunFo
         if unfinished:
             print(f"'{unfinished[-1].root}' has an unfinished run of this config: --resume continues it.")
             print("This is a new run.")
+        elif same:
+            print(f"'{same[-1].root}' has a finished run of this config. This is a new run.")
         return next(folder for folder in folders if not folder.is_used())
     return [folders[0], *used, *same, *unfinished][-1]

@@ -21,7 +21,10 @@ def folder(root: str | Path, may_lack: Literal["", "train", "val"] = "") -> tupl
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"no folder '{root}'; give --data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg")
+        where = "" if root.is_absolute() else f" in '{Path.cwd()}'"
+        raise UserError(
+            f"no folder '{root}'{where}; give --data.root a folder with train/CLASS/*.jpg and val/CLASS/*.jpg"
+        )
     if may_lack and not (root / may_lack).is_dir():
         found = _split(root, "train" if may_lack == "val" else "val")
         none = found.take(torch.arange(0))
