@@ -226,7 +226,7 @@ def test_help_of_a_recipe_shows_its_values(capsys):
         (["train", "top.yaml"], "top.yaml: unknown key 'metod'; did you mean 'method'"),
         (["train", "broken.yaml"], "broken.yaml"),
         (["train", "cifar100/resnet32", "--data.root", "nowhere"], "no cifar-100-python in 'nowhere'"),
-        (["eval"], "the following arguments are required"),
+        (["eval"], "the command lacks RUN; see --help"),
         (["eval", "nowhere"], "'nowhere' is no run folder"),
         (["eval", "nowhere", "--checkpoint", "first"], "last.*best"),
         (["report", "nowhere"], "'nowhere' is no run folder"),

@@ -80,7 +80,8 @@ def _show_one(name: str) -> int:
             table.add_row(field, row.get("text", ""), row.get("code", ""), _here(config, field), row.get("why", ""))
         console.print(table)
     print(recipe.dump_changes(replace(config, about="", differs={}, published=Published())).rstrip())
-    print(f"Run it:  sidebranch train {name}")
+    data = "" if config.data.name == "digits" else " --data.root DIR"
+    print(f"Run it:  sidebranch train {name}{data} --method {config.method}    # or another: sidebranch train --help")
     return 0
 
 

@@ -198,6 +198,10 @@ def explain(error: Exception, valid: Iterable[str]) -> str:
     ):
         key = found[1] or found[2]
         return f"unknown key '{key}'; {nearest(key, valid, most=1)}"
+    if found := re.search(r"the following arguments are required: (.*)", text):
+        return (
+            f"the command lacks {', '.join(each.split('.')[-1].upper() for each in found[1].split(', '))}; see --help"
+        )
     if found := re.search(r"[Uu]nrecognized arguments: (.*)", text):
         flag = found[1].split()[0].split("=")[0]
         if flag.lstrip("-") in REMOVED_FLAGS:
