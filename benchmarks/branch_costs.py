@@ -1,7 +1,7 @@
 """What a step of each row of a study costs: results/STUDY/costs.json.
 
-python benchmarks/branch_costs.py [STUDY] [--only ROW ...] [--budget SECONDS]
-Steps of all rows take turns, on batches of 128 at hand; times are multiples of the baseline's in the same turn.
+python benchmarks/branch_costs.py [STUDY] [--only ROW ...] [--budget SECONDS] [flags of `sidebranch train`]
+Steps of all rows take turns, on a batch at hand; times are multiples of the baseline's in the same turn.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ RESULTS = Path(__file__).parent.parent / "results"
 GROUPED = (2, 4, 8)  # of b1 and b2's convolutions, as published: their cost alone, to see whether training is worth it
 
 
+def shape_of(config: Config) -> tuple[int, int, int]:
+    side = config.data.image_size if config.data.name == "folder" else 32
+    return 3, side, side
+
+
 def step_of(config: Config, device: torch.device) -> OurStep:
-    net = build_network(config, 100, (3, 32, 32))
+    net = build_network(config, 100, shape_of(config))
     sampler = build_sampler(config.sampling, net.names)
     return OurStep(net, config.method, device, config.branches.batch_fraction, sampler)  # pyright: ignore[reportArgumentType]
 
@@ -47,7 +52,7 @@ def grouped(config: Config, groups: int, device: torch.device) -> OurStep:
 def multiplies(config: Config) -> float:
     """Multiply-adds of one image's forward pass, as a multiple of main's; a part of the batch counts as much less."""
     with torch.device("meta"):
-        found = costs(build_network(config, 100, (3, 32, 32)), (3, 32, 32))
+        found = costs(build_network(config, 100, shape_of(config)), shape_of(config))
     return (
         sum(each.macs * (1 if each.name == "main" else config.branches.batch_fraction) for each in found)
         / found[0].macs
@@ -65,16 +70,20 @@ def main() -> None:
     parser.add_argument("study", nargs="?", default="cheap-branches")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds")
-    options = parser.parse_args()
+    options, flags = parser.parse_known_args()
     device = torch.device("cpu")
-    rows = {row.variant: row.config() for row in read_study(options.study).rows}
+    rows = {row.variant: row.config(flags) for row in read_study(options.study).rows}
     rows = {name: config for name, config in rows.items() if not options.only or name in options.only}
     steps = {name: step_of(config, device) for name, config in rows.items()}
     shares = {name: share_on(config) for name, config in rows.items()}
     for groups in GROUPED if options.study == "cheap-branches" else ():
         name = f"convolutions of {groups} groups"
         steps[name], shares[name] = grouped(rows["DHM"], groups, device), 1.0
-    images, labels = torch.randn(128, 3, 32, 32), torch.randint(0, 100, (128,))
+    first = rows["baseline"]
+    images, labels = (
+        torch.randn(first.data.batch_size, *shape_of(first)),
+        torch.randint(0, 100, (first.data.batch_size,)),
+    )
     calls = {name: lambda step=step: step(images, labels) for name, step in steps.items()}
     times = in_turns(calls, device, options.budget)
     base, found = times["baseline"], []

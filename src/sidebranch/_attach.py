@@ -99,7 +99,8 @@ def _warn_of_broken_rules(net: BranchedModel, input_size: Sequence[int] | None) 
     except Exception:  # the network's own code ran, on a blank image
         return
     if broken:
-        warnings.warn(f"the papers' rules of a branch (DHM supplement A) are broken: {'; '.join(broken)}", stacklevel=3)
+        text = "it trains, but the papers' rules of a branch (DHM supplement A) are broken"
+        warnings.warn(f"{text}: {'; '.join(broken)}", stacklevel=3)
 
 
 def _is_timm_model(backbone: nn.Module) -> bool:

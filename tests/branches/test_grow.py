@@ -198,6 +198,9 @@ def test_channels_and_sizes_follow_the_backbone():
     with pytest.warns(UserWarning, match="widened"):
         net = sb.attach(small, input_size=(3, 64, 64))
     assert net(torch.randn(2, 3, 64, 64)).logits[2].shape == (2, 3)
+    with pytest.warns(UserWarning, match="widened"):
+        net = sb.attach(timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=3))
+    assert net(torch.randn(2, 3, 64, 64)).logits[2].shape == (2, 3)
 
 
 def test_a_torchvision_model_grows_without_being_told_a_size():

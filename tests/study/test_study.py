@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,9 @@ def test_a_study_ends_with_a_table_and_runs_only_what_is_new(spec, capsys):
     assert main(["study", spec, "--parallel", "2", *QUICK]) == 0
     out = capsys.readouterr().out
     assert "4 of 4 done" in out
+    assert re.search(r"^digits-demo-wide-seed1: done, main [\d.]+ %, \d+ s \(\d of 4 done\)$", out, re.M)  # for a log
+    assert main(["study", spec, "--status"]) == 0  # by its name, without the flags that it was started with
+    assert "4 of 4 done" in capsys.readouterr().out
     table = Path("studies/mine/table.md").read_text()
     assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == ["baseline", "wide"]
     rows = [json.loads(line) for line in Path("studies/mine/results.jsonl").read_text().splitlines()]
@@ -107,7 +111,7 @@ def test_cells_are_found_by_what_they_train(spec, tmp_path):
     assert changed[0].folder != one[0].folder  # another default or flag is another cell
     assert changed[1].folder == other[1].folder
     assert [cell.row.variant for cell in cells_of(spec, only=["wide"])] == ["wide", "wide"]
-    with pytest.raises(sb.UserError, match="no row of the study mine has narrow"):
+    with pytest.raises(sb.UserError, match="no row of the study mine has narrow .*the variants: baseline; wide"):
         cells_of(spec, only=["narrow"])
 
 
@@ -126,7 +130,7 @@ def test_a_failed_cell_stays_and_is_retried(spec, capsys):
     Path("mine.yaml").write_text(SPEC.replace("[b1]", "[b9]"))
     assert main(["study", spec, *QUICK]) == 1
     captured = capsys.readouterr()
-    assert "digits-demo-wide-seed0 failed: sidebranch: no branch 'b9' was published" in captured.err
+    assert "digits-demo-wide-seed0 failed: no branch 'b9' was published" in captured.err
     assert "2 of 4 done" in captured.out
     assert "2 failed" in captured.out
     assert cells_of(spec)[2].state().kind == "failed"

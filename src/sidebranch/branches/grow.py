@@ -210,12 +210,14 @@ def trace_own(backbone: nn.Module, input_size: Sequence[int] | None = None) -> T
 
 
 def own_sizes(backbone: nn.Module) -> list[tuple[int, ...]]:
-    """Image sizes that a backbone was likely made for, likeliest first: timm's `input_size`, else ImageNet's.
+    """Image sizes that a backbone was likely made for, likeliest first: timm's patches', its `input_size`, ImageNet's.
 
     The channels are those of the first convolution; timm's are tried too, for stems that fold pixels into channels.
     """
     config = getattr(backbone, "pretrained_cfg", None)
     known = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else (3, 224, 224)
+    patched = getattr(getattr(backbone, "patch_embed", None), "img_size", None)  # of a ViT made for another size
+    known = (known[0], *patched) if isinstance(patched, tuple) and len(patched) == 2 else known
     first = next((each for each in backbone.modules() if isinstance(each, nn.Conv2d)), None)
     channels = dict.fromkeys((known[0] if first is None else first.in_channels, known[0]))
     return [(each, *known[1:]) for each in channels]

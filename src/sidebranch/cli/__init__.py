@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from sidebranch.errors import Notice, UserError, nearest
@@ -105,7 +106,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-    text = f"sidebranch: {message}\n" if category is Notice else warnings.formatwarning(message, category, *where[:2])
+    is_ours = category is Notice or Path(where[0]).is_relative_to(Path(__file__).parent.parent)
+    text = f"sidebranch: {message}\n" if is_ours else warnings.formatwarning(message, category, *where[:2])
     print(text, end="", file=sys.stderr)
 
 

@@ -67,8 +67,10 @@ def run(arguments: Sequence[str]) -> int:
     is_as_started = not (flags or options.seeds or options.only or options.adopt)
     if options.cell:
         return _train_one(options)
-    if (options.status or options.table) and is_as_started and (Path(options.spec) / INDEX).is_file():
-        return _show(read_cells(Path(options.spec)), options)  # nothing is parsed: at once, also of hundreds of cells
+    if (options.status or options.table) and is_as_started:
+        for place in (Path(options.spec), _root_of(options)):  # nothing is parsed: at once, also of hundreds of cells
+            if (place / INDEX).is_file():
+                return _show(read_cells(place), options)
     root, spec, seeds, only, flags = _settings(options, flags)
     study = read_study(spec)
     cells, configs = plan(study, root, study.seeds_of(seeds), only, flags)
@@ -137,10 +139,15 @@ def _settings(options: Namespace, flags: list[str]) -> tuple[Path, str, int, lis
         known = json.loads(kept.read_text(encoding="utf-8"))
         seeds = options.seeds or known["seeds"]
         return Path(options.spec).resolve(), known["spec"], seeds, known["only"], [*known["flags"], *flags]
-    root = Path(options.output or Path("studies") / Path(options.spec).stem).resolve()
+    root = _root_of(options)
     is_file = options.spec not in shipped() and Path(options.spec).is_file()
     spec = str(Path(options.spec).resolve()) if is_file else options.spec
     return root, spec, options.seeds, options.only, flags
+
+
+def _root_of(options: Namespace) -> Path:
+    """The folder of a study that is given by its name or file."""
+    return Path(options.output or Path("studies") / Path(options.spec).stem).resolve()
 
 
 def _train(
@@ -175,10 +182,15 @@ def _train(
         return 0
     console = Console(highlight=False)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
+        ended = {cell.name for cell in progress.of("done", "failed")}
 
         def watch(running: Sequence[Cell]) -> None:
             progress.update(running)
             live.update(progress.table())
+            for cell in () if console.is_terminal else progress.of("done", "failed"):  # a log has no live table
+                if cell.name not in ended:
+                    ended.add(cell.name)
+                    print(progress.told(cell), flush=True)
 
         if options.launcher == "ray" and todo:
             from sidebranch.study import ray_tasks
@@ -190,8 +202,8 @@ def _train(
     progress = Progress(cells, parallel)
     console.print(progress.table())
     for cell in progress.of("failed"):
-        message = progress.states[cell.name].message
-        print(f"sidebranch: {cell.name} failed: {message}; --retry trains it again", file=sys.stderr)
+        message = progress.states[cell.name].message.removeprefix("sidebranch: ")
+        print(f"sidebranch: {cell.name} failed: {message}; once that is mended: --retry", file=sys.stderr)
     if status > SIGNALLED:
         print(f"stopped, all is saved; go on: sidebranch study {root}")
     return status or int(bool(damaged or progress.of("failed")))

@@ -27,6 +27,7 @@ from sidebranch.runs.lock import OWNER
 from sidebranch.runs.weight_files import with_hashes
 from sidebranch.study.spec import Row, Study
 
+SHOWN = 12  # variants that an error lists
 ADOPTED = "adopted"  # a file in the folder of a run that was copied from elsewhere
 INDEX = "cells.json"
 SMALL_FILES = (
@@ -136,7 +137,11 @@ def plan(
     if flags:  # the papers' numbers stand beside the papers' recipes only
         rows = [(row if _trains_its_own(row, config) else replace(row, published={}), config) for row, config in rows]
     if not rows:
-        raise UserError(f"no row of the study {study.name} has {' and '.join(only)} in its recipe, network or variant")
+        names = list(dict.fromkeys(row.variant for row in study.rows))
+        raise UserError(
+            f"no row of the study {study.name} has {' and '.join(only)} in its recipe, network or variant; "
+            f"the variants: {'; '.join(names[:SHOWN])}{'; ...' if len(names) > SHOWN else ''}"
+        )
     known = _known(root)
     cells, configs, taken = [], {}, set(known.values())
     for row, config in rows:

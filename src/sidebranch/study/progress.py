@@ -38,6 +38,13 @@ class Progress:
         """The cells in a state: `waiting`, `started`, `done`, `failed` or `damaged`."""
         return [cell for cell in self.cells if self.states[cell.name].kind in kinds]
 
+    def told(self, cell: Cell) -> str:
+        """A cell that has ended, in a line."""
+        state = self.states[cell.name]
+        error = "" if state.error is None else f", main {state.error:.2f} %"
+        done = f"{len(self.of('done'))} of {len(self.cells)} done"
+        return f"{cell.name}: {state.kind}{error}, {duration(state.seconds)} ({done})"
+
     def table(self) -> RenderableType:
         """What runs, what failed, what waits, and what is left of the time."""
         paces = self._paces()
