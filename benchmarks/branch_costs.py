@@ -80,10 +80,8 @@ def main() -> None:
         name = f"convolutions of {groups} groups"
         steps[name], shares[name] = grouped(rows["DHM"], groups, device), 1.0
     first = rows["baseline"]
-    images, labels = (
-        torch.randn(first.data.batch_size, *shape_of(first)),
-        torch.randint(0, 100, (first.data.batch_size,)),
-    )
+    size = first.data.batch_size
+    images, labels = torch.randn(size, *shape_of(first)), torch.randint(0, 100, (size,))
     calls = {name: lambda step=step: step(images, labels) for name, step in steps.items()}
     times = in_turns(calls, device, options.budget)
     base, found = times["baseline"], []

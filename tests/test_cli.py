@@ -17,6 +17,7 @@ from safetensors import safe_open
 import sidebranch as sb
 from forked import ForkedCommand
 from sidebranch.cli import main
+from sidebranch.cli.running import exit_status
 from sidebranch.config import recipe
 from sidebranch.zoo.reference import reference_name
 
@@ -324,6 +325,15 @@ def test_branches_tells_programs_the_same(capsys):
     assert [each["at"] for each in told["costs"]] == ["", "stages.2", "stages.0"]
     assert told["notes"][0].startswith("b1 is as wide as main: it cannot be widened at 'stages.3.0")
     assert {"at": "stages.0", "shape": [256, 56, 56], "channels": 256, "cells": 3136} in told["places"]
+
+
+def test_a_second_ctrl_c_says_what_goes_on_from_the_last_checkpoint(capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    assert exit_status(stop, "sidebranch train run --resume") == 128 + signal.SIGINT
+    told = "sidebranch: stopped at once; from the last checkpoint: sidebranch train run --resume\n"
+    assert capsys.readouterr().err == told
 
 
 def test_the_version_is_said(capsys):

@@ -69,7 +69,7 @@ def early_exits(
     seen, shown = (collect(net, net.names, _batches(each)) for each in (held_out, reported))
     say("choosing exits")
     choices = frontier(seen, costs, measure)
-    wanted = {} if error is None and cost is None else {"error": error} if cost is None else {"cost": cost}
+    wanted = {name: value for name, value in (("error", error), ("cost", cost)) if value is not None}
     if not wanted:
         error = outcome(ExitPolicy({}, ("main",)), seen, costs).error
     taken = chosen(choices, error, None if cost is None else cost * sum(costs["main"]))
