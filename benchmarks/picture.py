@@ -5,21 +5,15 @@ python benchmarks/picture.py [--check]
 
 from __future__ import annotations
 
-import io
 import sys
-from pathlib import Path
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import timm
 import torch
+from drawing import COLOURS, svg, write
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import sidebranch as sb
-
-DOCS = Path(__file__).parent.parent / "docs"
-COLOURS = {"light": ("#1a1a1a", "#57606a", "#0969da", "#b35900"), "dark": ("#f0f0f0", "#9aa4af", "#58a6ff", "#f0a050")}
-mpl.rcParams |= {"svg.hashsalt": "sidebranch", "font.family": "DejaVu Sans", "svg.fonttype": "path"}
 
 
 def draw(theme: str) -> str:
@@ -73,21 +67,8 @@ def draw(theme: str) -> str:
     axes.text(0.1, -1, "ships", color=ships, fontsize=9)
     axes.text(1.1, -1, "thrown away after training", color=soft, fontsize=9)
     axes.text(4.7, -1, "teach one another", color=teaches, fontsize=9)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()
-
-
-def main() -> int:
-    is_stale = False
-    for theme in COLOURS:
-        path, fresh = DOCS / f"attach-{theme}.svg", draw(theme)
-        is_stale |= not path.exists() or path.read_text(encoding="utf-8") != fresh
-        if "--check" not in sys.argv:
-            path.write_text(fresh, encoding="utf-8")
-    return int(is_stale and "--check" in sys.argv)
+    return svg(figure)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(write({f"attach-{theme}.svg": draw(theme) for theme in COLOURS}, "--check" in sys.argv))

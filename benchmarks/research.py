@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sidebranch.inspect.record import spread
+from sidebranch.errors import Notice
+from sidebranch.inspect.record import Record, read_record, spread
 from sidebranch.inspect.significance import gain
+from sidebranch.runs.folder import RunFolder
 
 RESULTS = Path(__file__).parent.parent / "results"
 CHEAP = "--model.branches auto --branches.width 1 --branches.pool 2 --branches.use '[b1]'"
 ON_TOP = ("label smoothing", "CutMix", "mixup", "moving average", "twice as long")
 Errors = dict[str, dict[int, float]]
+
+
+def records(study: str) -> list[Record]:
+    """The runs kept under results/, in the order of their names."""
+    warnings.simplefilter("ignore", Notice)  # of fields that are called otherwise today
+    return [read_record(RunFolder(path.parent)) for path in sorted((RESULTS / study).rglob("metrics.csv"))]
 
 
 def errors_of(study: str) -> tuple[Errors, int]:
@@ -38,12 +47,18 @@ def costs_of(study: str) -> dict[str, Any]:
     return {row["variant"]: row for row in rows}
 
 
-def change(errors: Errors, variant: str, base: str, images: int) -> str:
-    """The paired difference to a row, over the seeds that both have; with its 95 % interval from two seeds on."""
+def paired(errors: Errors, variant: str, base: str) -> tuple[dict[int, float], dict[int, float]]:
+    """Two variants' errors, of the seeds that both have."""
     common = sorted(set(errors[variant]) & set(errors[base]))
     values, reference = ({seed: errors[each][seed] for seed in common} for each in (variant, base))
+    return values, reference
+
+
+def change(errors: Errors, variant: str, base: str, images: int) -> str:
+    """The paired difference to a row, with its 95 % interval from two common seeds on."""
+    values, reference = paired(errors, variant, base)
     found = gain(values, reference, images)
-    return f"{found.points:+.2f}" + (f" ± {found.half_width:.2f}" if found.half_width and len(common) > 1 else "")
+    return f"{found.points:+.2f}" + (f" ± {found.half_width:.2f}" if found.half_width and len(values) > 1 else "")
 
 
 def plain_table(study: str, bases: Mapping[str, str] | None = None) -> str:
@@ -122,8 +137,6 @@ def told_costs(study: str) -> str:
 
 def cheap_summary() -> str:
     """What the cheap setting is, costs and gains, for the README."""
-    shares = [
-        f"{gain_share(study)} of DHM's gain on {what} for {told_costs(study)}"
-        for study, what in (("mine-on-top", "the photographs"), ("cheap-setting", "10,000 images of CIFAR-100"))
-    ]
-    return f"\n**Cheap**: `{CHEAP}`: {'; '.join(shares)}.\n"
+    photographs, cifar = (gain_share(study) for study in ("mine-on-top", "cheap-setting"))
+    shares = f"{photographs} of DHM's gain on the photographs and {cifar} on 10,000 images of CIFAR-100"
+    return f"**Cheap**, {shares}: `{CHEAP}`.\n"

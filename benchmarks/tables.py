@@ -7,35 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
+import gains
 import research
 
-from sidebranch.errors import Notice
-from sidebranch.inspect.record import Record, by_kind, label, read_record, spread, summarise
+from sidebranch.inspect.record import Record, by_kind, label, summarise
 from sidebranch.inspect.report import verdict
-from sidebranch.inspect.significance import gain
-from sidebranch.runs.folder import RunFolder
-from sidebranch.runs.headline import TOP1
 
 ROOT = Path(__file__).parent.parent
 BEGIN, GAINS = (f"<!-- {what}: benchmarks/tables.py writes from here -->" for what in ("measured", "gains"))
 END = "<!-- to here -->"
-HEAD = "| top-1 error of what ships, % | baseline | | with side branches | difference, 95 % interval | seeds |\n"
-HEAD += "|---" * 6 + "|\n"
-TASKS = {  # study to what it is, for the README
-    "cifar100-resnet32-34-epochs": "CIFAR-100, all images, ResNet-32, 34 of 164 epochs",
-    "digits-methods": "digits, half of the labels wrong, ResNet-20",
-    "reid-synthetic": "drawn people, re-identification, mAP",
-}
-
-
-def records(study: str) -> list[Record]:
-    """The runs kept under results/, in the order of their names."""
-    warnings.simplefilter("ignore", Notice)  # of fields that are called otherwise today
-    return [read_record(RunFolder(path.parent)) for path in sorted((ROOT / "results" / study).rglob("metrics.csv"))]
 
 
 def errors_table(runs: list[Record]) -> str:
@@ -115,10 +98,10 @@ def fault_table() -> str:
 
 
 def measured() -> str:
-    short, (on_photos, images) = records("cifar100-resnet32-short"), research.errors_of("mine-on-top")
-    full = records("cifar100-resnet32-34-epochs")
+    short, (on_photos, images) = research.records("cifar100-resnet32-short"), research.errors_of("mine-on-top")
+    full = research.records("cifar100-resnet32-34-epochs")
     gpu = json.loads((ROOT / "results/bench/h100.json").read_text(encoding="utf-8"))
-    people, digits = records("reid-synthetic"), records("digits-methods")
+    people, digits = research.records("reid-synthetic"), research.records("digits-methods")
     plain = [run for run in short if "cheap" not in run.folder.root.name]
     bench = json.loads((ROOT / "results/bench/cpu.json").read_text(encoding="utf-8"))
     given, features = bench["ranking"]["distances"], bench["ranking"]["features"]
@@ -268,51 +251,15 @@ where it can be, else refused in one line, and nothing was lost or run.
 """
 
 
-def gains() -> str:
-    """A line a task and method: main, and its difference to the baseline's with the 95 % interval over paired seeds."""
-    lines = []
-    for study, task in TASKS.items():
-        groups = by_kind(records(study))
-        summary, plain = summarise(groups), groups["baseline"]
-        of_baseline = {run.config.seed: run.value("main") for run in plain}
-        for kind, runs in groups.items():
-            if kind in ("baseline", "DSL") or "bernoulli" in kind:  # their rows are in docs/results.md
-                continue
-            values = {run.config.seed: run.value("main") for run in runs}
-            change = gain(values, of_baseline, plain[0].images, is_share=plain[0].headline == TOP1)
-            lines.append(
-                f"| {task} | {summary['baseline']['main'] if task else ''} | {kind} | {summary[kind]['main']} | "
-                f"{change.points:+.2f} ± {change.half_width:.2f} | {len(values)} |"
-            )
-            task = ""
-    return "\n".join(lines) + "\n"
-
-
-def of_study(study: str, task: str, variants: dict[str, str], base: str = "baseline") -> str:
-    """The same of a study whose rows differ in more than the method; variants to their names here."""
-    errors, images = research.errors_of(study)
-    lines = []
-    for variant, name in variants.items():
-        first = (task, spread(list(errors[base].values()))) if not lines else ("", "")
-        change = research.change(errors, variant, base, images)
-        values = errors[variant].values()
-        lines.append(f"| {first[0]} | {first[1]} | {name} | {spread(list(values))} | {change} | {len(values)} |")
-    return "\n".join(lines) + "\n"
+def in_short() -> str:
+    """The README's: what branches gain, what they cost, and the cheap setting."""
+    return f"{gains.gains_table()}\n\n{gains.costs_table()}\n\n{research.cheap_summary()}"
 
 
 def main() -> int:
     is_stale = False
-    cheap = {each: each for each in ("DHM", "DHM, cheap")}
-    short = of_study("cheap-setting", "CIFAR-100, 10,000 images, ResNet-32, 40 epochs", cheap)
-    photos = of_study("mine-on-top", "2,000 photographs of 10 classes, RegNetX-200MF from scratch", cheap)
-    errors, _ = research.errors_of("mine-on-top")
-    for what in ("label smoothing", "CutMix", "mixup"):
-        rows = {row: name for name, row in research.on_top(what).items() if name != "baseline" and row in errors}
-        photos += of_study("mine-on-top", f"the same with {what}", rows, what)
-    task = "fine-tuning from ImageNet weights, 2,000 photographs, EfficientNet-Lite0"
-    tuned = of_study("finetune-imagenette/finetune", task, {each: each for each in ("DHM", "DHM, copied branches")})
     for path, begin, content in (
-        (ROOT / "README.md", GAINS, HEAD + photos + short + gains() + tuned + research.cheap_summary()),
+        (ROOT / "README.md", GAINS, in_short()),
         (ROOT / "docs" / "results.md", BEGIN, measured()),
     ):
         text = path.read_text(encoding="utf-8")

@@ -47,7 +47,8 @@ def test_commands_parse(line):
 
 
 @pytest.mark.parametrize(
-    "script", ["tables.py", "picture.py", "networks.py", "coverage.py", "scaling.py", "experiments.py"]
+    "script",
+    ["tables.py", "gains.py", "picture.py", "networks.py", "coverage.py", "scaling.py", "experiments.py"],
 )
 def test_generated_pages_are_in_step(script, monkeypatch):
     monkeypatch.setattr("sys.argv", [script, "--check"])
