@@ -75,7 +75,7 @@ def rows() -> list[Row]:
         variants = {row: name for name, row in research.on_top(what).items() if name != "baseline" and row in errors}
         found += of_study("mine-on-top", f"the same with {what}", variants, what)
     found += of_study("cheap-setting", "CIFAR-100, 10,000 images, ResNet-32, 40 epochs", cheap)
-    found += [of_runs(study) for study in TASKS if study != "digits-methods"]
+    found += [of_runs(study) for study in TASKS]
     found += of_study("finetune-imagenette/finetune", TUNED, {"DHM": "DHM"})
     found += of_study("finetune-imagenette/finetune", "the same, branches copied", {"DHM, copied branches": "DHM"})
     return found
