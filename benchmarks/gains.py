@@ -63,7 +63,7 @@ def of_study(study: str, task: str, variants: dict[str, str], base: str = "basel
     """The same of a study whose rows differ in more than the method; variants to their names here."""
     errors, images = research.errors_of(study)
     for variant, kind in variants.items():
-        change = gain(*research.paired(errors, variant, base), images)
+        change = gain(errors[variant], errors[base], images)
         yield Row(task, spread(list(errors[base].values())), kind, spread(list(errors[variant].values())), change)
 
 

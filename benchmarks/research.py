@@ -47,18 +47,10 @@ def costs_of(study: str) -> dict[str, Any]:
     return {row["variant"]: row for row in rows}
 
 
-def paired(errors: Errors, variant: str, base: str) -> tuple[dict[int, float], dict[int, float]]:
-    """Two variants' errors, of the seeds that both have."""
-    common = sorted(set(errors[variant]) & set(errors[base]))
-    values, reference = ({seed: errors[each][seed] for seed in common} for each in (variant, base))
-    return values, reference
-
-
 def change(errors: Errors, variant: str, base: str, images: int) -> str:
     """The paired difference to a row, with its 95 % interval from two common seeds on."""
-    values, reference = paired(errors, variant, base)
-    found = gain(values, reference, images)
-    return f"{found.points:+.2f}" + (f" ± {found.half_width:.2f}" if found.half_width and len(values) > 1 else "")
+    found = gain(errors[variant], errors[base], images)
+    return f"{found.points:+.2f}" + (f" ± {found.half_width:.2f}" if found.half_width and found.of == "seeds" else "")
 
 
 def plain_table(study: str, bases: Mapping[str, str] | None = None) -> str:

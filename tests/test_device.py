@@ -27,7 +27,7 @@ def test_a_cpu_is_not_compiled_for_by_itself():
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_is_compiled_for_where_the_run_is_long():
     assert resolve(GIVEN, CUDA, WORTH_COMPILING).compile == "cuda_graphs"
-    assert resolve(replace(GIVEN, devices=2), CUDA, WORTH_COMPILING).compile is True
+    assert resolve(GIVEN, CUDA, WORTH_COMPILING, processes=2).compile is True
     short = resolve(GIVEN, CUDA, WORTH_COMPILING - 1)
     assert short.compile is False
     assert str(short) == "32-true, channels-last\nnot compiled: 1,999 steps do not earn it back"

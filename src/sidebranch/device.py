@@ -41,7 +41,7 @@ class Choices:
         return f"{self.precision}, {layout}\n{compiled}: {self.because}"
 
 
-def resolve(config: RuntimeConfig, device: torch.device, steps: int = 0) -> Choices:
+def resolve(config: RuntimeConfig, device: torch.device, steps: int = 0, processes: int = 1) -> Choices:
     """Chooses bf16 where the device computes in it, channels-last where convolutions are faster with it, and the
     compiler where it saves more time than it takes.
 
@@ -49,16 +49,17 @@ def resolve(config: RuntimeConfig, device: torch.device, steps: int = 0) -> Choi
         config: the settings, some of them `auto`.
         device: to train on.
         steps: of the whole run.
+        processes: that train together.
     """
     precision: str = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if _computes_bf16(device) else "32-true"
     is_auto = config.channels_last == "auto"
     channels_last = device.type in ("cpu", "cuda") if is_auto else config.channels_last == "yes"
-    return Choices(precision, channels_last, *_compiler(config, device, steps))
+    return Choices(precision, channels_last, *_compiler(config, device, steps, processes))
 
 
-def _compiler(config: RuntimeConfig, device: torch.device, steps: int) -> tuple[Compile, str]:
+def _compiler(config: RuntimeConfig, device: torch.device, steps: int, processes: int) -> tuple[Compile, str]:
     """Whether to compile, and the reason."""
     if config.compile != "auto":
         if config.compile == "cuda_graphs" and device.type != "cuda":
@@ -76,8 +77,8 @@ def _compiler(config: RuntimeConfig, device: torch.device, steps: int) -> tuple[
         return False, "activations are checkpointed"
     if steps < WORTH_COMPILING:
         return False, f"{steps:,} steps do not earn it back"
-    is_alone = config.devices == config.num_nodes == 1  # gradients are not reduced from within a graph
-    return "cuda_graphs" if is_alone else True, f"{steps:,} steps earn it back"
+    # gradients are not reduced from within a graph
+    return "cuda_graphs" if processes == 1 else True, f"{steps:,} steps earn it back"
 
 
 def compile_network(network: torch.nn.Module, how: Compile) -> None:

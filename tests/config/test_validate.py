@@ -96,6 +96,13 @@ def test_what_would_train_something_else_is_refused(groups, message):
         ("dhm", {"sampling": {"per": "step"}, "branches": {"roots": "stage"}}, []),
         (
             "dsl",
+            {"sampling": {"kind": "bernoulli"}},
+            ["`sampling.kind` has no effect with `method dsl and sampling.drops mimicry`"],
+        ),
+        ("dsl", {"sampling": {"kind": "bernoulli", "drops": "branch"}}, []),
+        ("dhm", {"data": {"backend": "dali"}}, ["`data.backend` has no effect with `data.name digits`"]),
+        (
+            "dsl",
             {"objective": {"direction": "top_down", "temperature": 4.0}},
             [f"`objective.{name}` has no effect with `method dsl`" for name in ("direction", "temperature")],
         ),

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import sidebranch as sb
+from sidebranch.data import datasets
 from sidebranch.data.augmentation.crops import FolderTransform
+from sidebranch.data.datasets import read_images
 from sidebranch.data.loaders.encoded import EncodedLoader
 from sidebranch.data.loaders.order import Rank
 from sidebranch.data.sources import scan
@@ -223,6 +225,14 @@ def test_a_shard_that_shrank_while_it_was_read_is_an_unreadable_image(packed):
     os.truncate(packed / "train-000000.tar", 600)
     with pytest.raises(sb.UserError, match=r"cannot read the image '.*train-000000.tar, byte \d+'"):
         epoch_of(train)
+
+
+def test_an_address_of_the_hub_is_of_shards(monkeypatch):
+    """`hf:NAME` is a data set of Hugging Face, `hf://` an address of WebDataset's readers."""
+    opened = []
+    monkeypatch.setattr(datasets, "shards", lambda root: opened.append(root))
+    read_images("hf://datasets/me/shards")
+    assert opened == ["hf://datasets/me/shards"]
 
 
 def test_a_hugging_face_data_set(photos, tmp_path):

@@ -131,6 +131,13 @@ def test_early_exit_that_was_not_chosen_says_how(run):
         ship(run, "last", "early_exit")
 
 
+def test_exits_leave_with_the_weights_that_they_were_chosen_on(run):
+    run.write_early_exit({"checkpoint": "best"})
+    with pytest.raises(sb.UserError, match=r"chosen on its best checkpoint; export that one \(--checkpoint best\)"):
+        ship(run, "last", "early_exit")
+    run.early_exit.unlink()
+
+
 def test_torchvision_s_own_network_takes_the_weights(tmp_path, digits_config, run, photos):
     data = DataConfig("folder", str(photos), image_size=32, resize=32, batch_size=4, workers=0)
     config = replace(changed(digits_config, model={"name": "resnet18"}, optim={"epochs": 1}), data=data)
@@ -213,6 +220,8 @@ def test_what_leaves_a_stopped_run_says_so(run, tmp_path, capsys):
     assert "classifier of the run" not in card
     assert main(["export", str(stopped), "--output", str(tmp_path / "m.safetensors")]) == 0
     assert "was stopped" in capsys.readouterr().err
+    assert main(["export", str(stopped), "--output", str(tmp_path / "m.safetensors")]) == 2
+    assert "m.safetensors' exists; give another --output" in capsys.readouterr().err
     assert main(["eval", str(stopped)]) == 0
     assert "last checkpoint: 0 of 1 epochs and 1 step" in " ".join(capsys.readouterr().out.split())
     assert main(["export", str(run.root), "--output", str(tmp_path / "whole.safetensors")]) == 0

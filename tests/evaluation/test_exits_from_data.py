@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -14,7 +15,7 @@ from sidebranch.cli import main
 from sidebranch.config.data import DataConfig
 from sidebranch.core.exits import MEASURES
 from sidebranch.data.datasets import read_dataset
-from sidebranch.evaluation.early_exit import Scores, chosen, frontier, outcome, risen, temperatures
+from sidebranch.evaluation.early_exit import Scores, chosen, collect, frontier, outcome, risen, temperatures
 from sidebranch.evaluation.exits_of_run import _parts, _remedy, policy_of
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
@@ -62,6 +63,13 @@ def test_a_policy_gives_what_its_definition_gives(measure, averaged):
     assert (found.error, found.macs) == pytest.approx(naive(policy, scores, COSTS))
     assert min(found.shares.values()) > 0
     assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_a_batch_of_which_nothing_could_be_read_is_left_out():
+    net = sb.attach(timm.create_model("cifar_resnet8")).eval()
+    batch = torch.zeros(2, 3, 32, 32), torch.tensor([1, 2])
+    found = collect(net, net.names, [batch, (torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.int64))])
+    assert found.logits.shape == (3, 2, 10)
 
 
 def test_temperatures_are_those_of_the_lowest_loss():

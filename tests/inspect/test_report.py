@@ -13,6 +13,7 @@ from sidebranch.inspect.chart import scripts
 from sidebranch.inspect.charts import calibration_error, error_over_epochs, final_values, worst_classes
 from sidebranch.inspect.record import by_kind, read_record, spread, summarise
 from sidebranch.inspect.report import verdict, write_report
+from sidebranch.inspect.significance import gain
 from sidebranch.runs.console import Silent
 from sidebranch.runs.folder import RunFolder
 from sidebranch.study.grid import run_grid
@@ -54,6 +55,28 @@ def test_summary_is_mean_and_sample_deviation_over_seeds(records):
     assert set(summary["baseline"]) == {"main"}
     assert str(spread([1.0, 2.0])) == "1.50 ± 0.71"
     assert str(spread([1.0])) == "1.00"
+
+
+def test_a_gain_is_of_the_seeds_that_both_have():
+    found = gain({0: 10.0, 1: 20.0}, {0: 20.0, 1: 30.0, 2: 79.0}, 500)
+    assert (found.points, found.half_width, found.of) == (-10, 0, "seeds")
+    one = gain({0: 10.0}, {0: 20.0, 1: 90.0}, 500)
+    assert (one.points, one.of) == (-10, "images")
+    assert one.half_width == gain({0: 10.0}, {0: 20.0}, 500).half_width
+    assert gain({0: 10.0}, {1: 20.0}, 500).points == -10
+
+
+def test_runs_of_several_differences_are_not_taken_for_seeds(records):
+    def again(place, **optim):
+        config = replace(records[2].config, optim=replace(records[2].config.optim, **optim))
+        return replace(records[2], folder=RunFolder(Path(place)), config=config)
+
+    three = {"lr": 0.5, "epochs": 9, "weight_decay": 0.1}
+    others = [again("b/seed0", **three), again("c/seed0", **three | {"lr": 0.6}), again("d/c", **three | {"lr": 0.7})]
+    groups = by_kind([records[2], *others])
+    assert [len(group) for group in groups.values()] == [1] * 4
+    assert list(groups)[1:3] == ["DHM, b", "DHM, c"]
+    assert list(groups)[3].startswith("DHM, optim.lr 0.7")
 
 
 def test_the_verdict_says_which_way_it_went(records):
@@ -156,6 +179,12 @@ def test_measured_kernels_and_gradients_are_shown(records, tmp_path):
     text = (tmp_path / "page.html").read_text()
     assert "Correlation of kernels" in text
     assert "Alignment of gradients" in text
+    kernels = json.loads((tmp_path / "kernels.json").read_text())
+    kind, seeds = next(iter(kernels.items()))
+    layer = next(iter(next(iter(seeds.values()))["layers"]))
+    other = {seed: {**found, "layers": {layer: 0.5, "of another network": 1.0}} for seed, found in seeds.items()}
+    (tmp_path / "kernels.json").write_text(json.dumps({kind: seeds, "of another network": other}))
+    write_report(records, tmp_path / "page.html")
     (tmp_path / "kernels.json").write_text("{}")
     with pytest.raises(sb.UserError, match="is not as sidebranch writes it; remove it"):
         write_report(records, tmp_path / "page.html")

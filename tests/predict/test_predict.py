@@ -22,6 +22,7 @@ from sidebranch.config.schema import Config, OptimConfig, RuntimeConfig
 from sidebranch.deploy.formats import ABOUT, WRITERS, write_exits, write_onnx
 from sidebranch.deploy.shipped import ship
 from sidebranch.evaluation.of_run import network_of_run
+from sidebranch.predict import model
 from sidebranch.predict import photos as reading
 from sidebranch.predict.model import EXIT, open_model
 from sidebranch.predict.photos import batches, find
@@ -281,7 +282,7 @@ def test_a_terminal_sees_paths_below_their_common_folder(tmp_path):
     assert len(narrow.getvalue().splitlines()) == 2
 
 
-def test_features_find_the_photograph_itself(run, root, tmp_path, capsys):
+def test_features_find_the_photograph_itself(run, root, tmp_path, capsys, monkeypatch):
     file, query = tmp_path / "features.npz", str(root / "val" / "bee" / "3.jpg")
     assert main(["embed", str(run.root), str(root / "val"), "--output", str(file)]) == 0
     assert "15 features of 64 numbers" in capsys.readouterr().out
@@ -296,6 +297,12 @@ def test_features_find_the_photograph_itself(run, root, tmp_path, capsys):
     with np.load(tmp_path / "one.npz") as one, np.load(file) as table:
         np.testing.assert_allclose(one["features"][0], table["features"][table["images"] == query][0], atol=1e-4)
     assert main(["embed", str(run.root), query, "--classifier", "concat", "--output", str(tmp_path / "c.npz")]) == 0
+    assert main(["embed", str(run.root), query, "--checkpoint", "best", "--output", str(tmp_path / "b.npz")]) == 0
+    opened = []
+    note = lambda *given, **named: opened.append(named) or open_model(*given, **named)  # noqa: E731
+    monkeypatch.setattr(model, "open_model", note)
+    assert main(["search", query, str(tmp_path / "b.npz")]) == 0
+    assert opened == [{"which": "best", "recipe_name": ""}]
     capsys.readouterr()
     (tmp_path / "text.npz").write_text("none")
     (tmp_path / "cut.npz").write_bytes(file.read_bytes()[:900])
@@ -303,7 +310,15 @@ def test_features_find_the_photograph_itself(run, root, tmp_path, capsys):
     flipped[400] ^= 255
     (tmp_path / "flipped.npz").write_bytes(flipped)
     np.save(tmp_path / "array.npy", np.zeros(3))
-    np.savez(tmp_path / "short.npz", features=np.zeros((3, 64)), images=["a"], model="m", classifier="main")
+    np.savez(
+        tmp_path / "short.npz",
+        features=np.zeros((3, 64)),
+        images=["a"],
+        model="m",
+        classifier="main",
+        checkpoint="last",
+        recipe="",
+    )
     for words, message in (
         (["search", "none.jpg", str(file)], "no photograph 'none.jpg'"),
         (["search", query, "none.npz"], "no file of features 'none.npz'; make one: sidebranch embed"),

@@ -25,6 +25,20 @@ def test_a_neck_is_folded_into_the_classifier_that_ships(config):
     torch.testing.assert_close(features, outputs.features[0])
 
 
+def test_a_neck_s_classifier_needs_a_bias():
+    net = sb.attach(timm.create_model("cifar_resnet8", num_classes=4))
+    net.backbone.fc = nn.Linear(64, 4, bias=False)
+    with pytest.raises(UserError, match="folded into the classifier's bias, and that of 'main' has none"):
+        net.watch_features(necks="batch_norm")
+
+
+def test_a_neck_is_where_its_classifier_is():
+    with torch.device("meta"):
+        net = sb.attach(timm.create_model("cifar_resnet8", num_classes=4))
+    net.watch_features(necks="batch_norm")
+    assert {each.weight.device.type for each in net.necks.values()} == {"meta"}
+
+
 def test_a_neck_is_folded_as_well_when_its_statistics_are_everyones(config):
     net = network(replace(config, method="dhm", model=replace(config.model, bnneck=True)))
     wanted = net.shipped_state_dict()

@@ -158,6 +158,8 @@ def test_finished_runs_are_adopted(spec, capsys):
         (["--seed", "3"], "a study gives each run its seed; --seeds N"),
         (["--seed=3"], "a study gives each run its seed; --seeds N"),
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
+        (["--runtime.replicas", "2"], "a study trains a seed a cell; --parallel N"),
+        (["--ray.address", "auto"], "--ray.address needs --launcher ray"),
     ],
 )
 def test_seeds_are_the_studys(spec, capsys, words, message):
@@ -211,6 +213,11 @@ def test_the_flags_of_a_run_are_told_from_the_studys_own():
     assert flags == ["--data.root", "photos", "--model.name=resnet18", "--method", "dsl"]
 
 
+def test_what_a_row_sets_stays_whatever_the_flags(tmp_path):
+    cells, configs = plan(read_study("on-top"), tmp_path, range(1), ["twice"], ["--optim.epochs", "30"])
+    assert {configs[cell.name].optim.epochs for cell in cells} == {60}
+
+
 def test_rows_that_train_the_same_share_a_run(spec):
     Path(spec).write_text(SPEC + "    again: {method: baseline}\n")
     cells = cells_of(spec, seeds=1)
@@ -231,6 +238,7 @@ def test_variants_are_told_apart_by_their_names(spec):
         ("about: a: b\ngroups: []\n", "is no study: mapping values are not allowed here"),
         ("groups:\n- recipes: [digits/demo]\n", "every group is `recipes`, a list, and `variants`, a mapping"),
         ("groups:\n- recipes: []\n  variants: {a: b}\n", "the variant 'a' must be fields and values"),
+        ("groups:\n- recipes: []\n  variants: [a]\n", "every group is `recipes`, a list, and `variants`, a mapping"),
     ):
         Path(spec).write_text(text)
         with pytest.raises(sb.UserError, match=message):

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import sidebranch as sb
 from sidebranch.config import recipe
+from sidebranch.config.method import TeacherConfig
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
 from sidebranch.train.setup import build_objective
@@ -49,6 +50,16 @@ def test_the_teacher_s_probabilities_are_the_loss_s_last_row(teaching):
         expected = -(taught * logits.log_softmax(-1)).sum(-1).mean()
         torch.testing.assert_close(loss.mimicry[-1, column], expected)
     loss.total.backward()
+
+
+@pytest.mark.parametrize("header", [None, {"format": "pt"}])
+def test_a_timm_network_s_own_images_are_known_whatever_its_file_says(header, tmp_path):
+    network = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+    save_file(network.state_dict(), tmp_path / "teacher.safetensors", header)
+    given = TeacherConfig(model="resnet10t", weights=str(tmp_path / "teacher.safetensors"))
+    teacher = build_teacher(given, IMAGES)
+    assert isinstance(teacher, Converted)
+    assert teacher.size == tuple(network.pretrained_cfg["input_size"][1:])
 
 
 def test_several_networks_teach_by_their_mean_probability(teaching, folder, tmp_path):

@@ -187,6 +187,12 @@ def test_wide_dropout_stands_between_the_convolutions():
     assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize("name", ["wrn_16_2", "cifar_resnet8", "densenet_40_12"])
+def test_misspelt_options_are_refused(name):
+    with pytest.raises(TypeError, match="drop_rte"):
+        timm.create_model(name, drop_rte=0.3)
+
+
 def test_stems():
     for name in ("wrn_16_8", "densenet_40_12"):
         model = timm.create_model(name)

@@ -50,7 +50,8 @@ def run(arguments: Sequence[str]) -> int:
             skipped |= batch.skipped
     if not images:
         raise UserError(f"none of the {len(paths)} images could be read, such as '{paths[0]}'")
-    table = Table(np.concatenate(rows), tuple(images), str(Path(options.model).resolve()), options.classifier)
+    made_by = str(Path(options.model).resolve()), options.classifier, options.checkpoint, options.recipe
+    table = Table(np.concatenate(rows), tuple(images), *made_by)
     write_table(table, Path(options.output))
     print(f"{len(images):,} features of {table.features.shape[1]} numbers: {options.output}")
     return report_skipped(skipped, len(paths))

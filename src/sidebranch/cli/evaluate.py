@@ -54,13 +54,13 @@ def run(arguments: Sequence[str]) -> int:
     from sidebranch.runs.folder import RunFolder
 
     quiet_libraries()
+    given = {name: options[f"eval.{name}"] for name in ("metric", "flip", "chunk")}
+    overrides = {name: value for name, value in given.items() if value is not None}
     if options.weights:
-        errors = evaluate_reference(recipe.find(options.run), options.weights, options["data.root"])
+        errors = evaluate_reference(recipe.find(options.run), options.weights, options["data.root"], overrides)
         title = f"{options.weights} as {options.run}"
     else:
         folder = RunFolder(Path(options.run))
-        given = {name: options[f"eval.{name}"] for name in ("metric", "flip", "chunk")}
-        overrides = {name: value for name, value in given.items() if value is not None}
         result = evaluate_run(folder, options.checkpoint, options["data.root"], overrides)
         errors, title = result.errors, f"{folder.root}, {options.checkpoint} checkpoint: {result.trained}"
         print("".join(f"{note}\n" for note in result.notes), end="")

@@ -87,6 +87,8 @@ def _weights(options: Namespace) -> int:
         )
     if path.suffix != ".safetensors":
         raise UserError(f"--output is '{path}'; the file is safetensors, so call it {path.with_suffix('.safetensors')}")
+    if path.exists():
+        raise UserError(f"'{path}' exists; give another --output")
     from sidebranch.deploy.export import export_reference, export_run
     from sidebranch.runs.folder import RunFolder
 

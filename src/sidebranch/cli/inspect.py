@@ -125,6 +125,8 @@ def _gradients(records: Sequence[Record], options: Namespace) -> Found:
             last = {int(record.rows[-1]["epoch"]): record.folder.last}
             for epoch, path in (record.folder.all_kept() | last).items():
                 net, dataset, _ = network_of_run(record.folder, path, options["data.root"])
+                if dataset.reid is not None:
+                    raise UserError(f"'{record.folder.root}' re-identifies; --what gradients is for classification")
                 images, labels = _batch(dataset, options.images)
                 found.setdefault(kind, {}).setdefault(epoch, []).append(gradient_alignment(net.eval(), images, labels))
     numbers = {
@@ -157,8 +159,9 @@ def _batch(dataset: Any, count: int) -> tuple[Any, Any]:
 
     images, labels = [], []
     for some, known in dataset.val_loader(torch.device("cpu")).batches():
-        images.append(some)
-        labels.append(known)
+        if len(known):  # some of them could be read
+            images.append(some)
+            labels.append(known)
         if sum(map(len, labels)) >= count:
             break
     return torch.cat(images)[:count], torch.cat(labels)[:count]

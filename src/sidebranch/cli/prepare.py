@@ -109,6 +109,8 @@ def _split_folder(options: Namespace) -> int:
 
     if not 0 < options.val < 1:
         raise UserError(f"--val is {options.val:g}; it is a share of the images, between 0 and 1")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed is {options.seed}; it must be at least 0 and below 2^32")
     with _progress() as progress:
         task = progress.add_task("images", total=None)
         counts = split_folder(

@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     if not Path(options.query).is_file():
         raise UserError(f"no photograph '{options.query}'")
     table = read_table(Path(options.features))
-    model = open_model(Path(options.model or table.model))
+    model = open_model(Path(options.model or table.model), which=table.checkpoint, recipe_name=table.recipe)
     features, batch = next(embed(model, [options.query], table.classifier))
     if not batch.paths:
         raise UserError(f"cannot read '{options.query}': {batch.skipped[options.query]}")

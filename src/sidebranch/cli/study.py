@@ -64,6 +64,10 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("--parallel and --seeds must be at least 1, --cpus and --gpus at least 0")
     if any(each.split("=")[0] == "--seed" for each in flags):
         raise UserError("a study gives each run its seed; --seeds N trains every row with N of them")
+    if any(each.split("=")[0] == "--runtime.replicas" for each in flags):
+        raise UserError("a study trains a seed a cell; --parallel N trains N of them at a time")
+    if options["ray.address"] and options.launcher != "ray":
+        raise UserError("--ray.address needs --launcher ray")
     is_as_started = not (flags or options.seeds or options.only or options.adopt)
     if options.cell:
         return _train_one(options)

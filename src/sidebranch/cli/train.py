@@ -61,6 +61,8 @@ def run(arguments: Sequence[str]) -> int:
     config = recipe.to_config(made, options)
     validate(config)
     config = with_hashes(replace(config, name=recipe.run_name(name, config)), options.resume)
+    if options.full and not options.print_config:
+        raise UserError("--full needs --print-config")
     if options.print_config:
         print(recipe.dump(config) if options.full else recipe.dump_changes(config), end="")
         return 0

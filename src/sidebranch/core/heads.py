@@ -95,8 +95,16 @@ def _last_linear(module: nn.Module, part: str, num_classes: int | None) -> str:
 
 
 def batch_norm_necks(model: nn.Module, classifiers: Mapping[str, str]) -> dict[str, nn.Module]:
-    """A batch norm in front of each classifier (BNNeck, Luo et al. 2019)."""
-    return {name: nn.BatchNorm1d(_linear(model, path).in_features) for name, path in classifiers.items()}
+    """A batch norm in front of each classifier (BNNeck, Luo et al. 2019), where the classifier is.
+
+    Raises:
+        UserError: a classifier has no bias, which a neck's shift is folded into when it ships.
+    """
+    layers = {name: _linear(model, path) for name, path in classifiers.items()}
+    for name, layer in layers.items():
+        if layer.bias is None:
+            raise UserError(f"a neck's shift is folded into the classifier's bias, and that of '{name}' has none")
+    return {name: nn.BatchNorm1d(each.in_features, device=each.weight.device) for name, each in layers.items()}
 
 
 def fold_neck(state: Mapping[str, Tensor], neck: Any, path: str) -> dict[str, Tensor]:

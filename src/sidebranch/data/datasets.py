@@ -217,9 +217,9 @@ def read_dataset(config: DataConfig, seed: int, needs_train: bool = True) -> Dat
 
 def read_images(root: str, may_lack: Literal["", "train", "val"] = "") -> tuple[ImageSplit, ImageSplit]:
     """Train and val splits of a data set of Hugging Face, of shards, or of a folder of classes, which may lack one."""
-    if root.startswith(PREFIX):
-        return hub(root)
-    return shards(root) if is_sharded(root) else folder(root, may_lack)
+    if is_sharded(root):  # first: an address may begin with hf:// too
+        return shards(root)
+    return hub(root) if root.startswith(PREFIX) else folder(root, may_lack)
 
 
 def _cores_of(rank: Rank) -> int:

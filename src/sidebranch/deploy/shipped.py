@@ -93,7 +93,14 @@ def ship(folder: RunFolder, which: Literal["last", "best"], classifier: str, dat
     described = dataset.described
     size = described["input_size"]
     if classifier == EARLY_EXIT:
-        module = EarlyExit(net, policy_of(folder.read_early_exit()), input_size=size)
+        kept = folder.read_early_exit()
+        if kept.get("checkpoint", "last") != which:  # its thresholds are of other weights
+            raise UserError(
+                f"the exits of '{folder.root}' were chosen on its {kept['checkpoint']} checkpoint; export that one "
+                f"(--checkpoint {kept['checkpoint']}), or choose anew: sidebranch eval {folder.root} --early-exit"
+                + (" --checkpoint best" if which == "best" else "")
+            )
+        module = EarlyExit(net, policy_of(kept), input_size=size)
     else:
         module = Ensemble(net) if classifier == ENSEMBLE else extract(net, classifier, size)
     about = {
@@ -127,5 +134,6 @@ def training_images(dataset: Dataset, most: int) -> Tensor:
 def _read(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """All images of the validation part."""
     batches = [(images.float(), labels) for images, labels in dataset.val_loader(torch.device("cpu")).batches()]
+    batches = [batch for batch in batches if len(batch[1])]  # an empty one has images of no size
     images, labels = zip(*batches, strict=True)
     return torch.cat(images).contiguous(), torch.cat(labels)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from sidebranch.config.schema import RuntimeConfig
@@ -85,7 +86,7 @@ def launch(config: RuntimeConfig, may_skip_parameters: bool = False) -> Fabric:
         )
     except UserError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"runtime: {reason(error)}") from error
     fabric.launch()
     return fabric

@@ -80,6 +80,8 @@ def collect(network: nn.Module, names: Sequence[str], batches: Iterable[tuple[Te
     """
     logits, labels = [], []
     for images, targets in batches:
+        if not len(targets):  # none of a batch could be read
+            continue
         logits.append(torch.stack([each.float().cpu() for each in network(images).logits]))
         labels.append(targets.cpu())
     return Scores(tuple(names), torch.cat(logits, 1), torch.cat(labels))

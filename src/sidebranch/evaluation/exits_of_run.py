@@ -79,6 +79,7 @@ def early_exits(
     say(f"the time of {len(timed)} choices, image by image")
     points = [_point(choices[place], net, shown, costs, images, size) for place in timed]
     return {
+        "checkpoint": which,
         "chosen_on": where,
         "wanted": wanted,
         "held_out": len(seen.labels),

@@ -52,11 +52,7 @@ def evaluate_run(
     Raises:
         UserError: there is no such run or checkpoint, it is damaged, or the data do not fit.
     """
-    config = _config_of(folder, data_root)
-    if overrides and config.data.name != "reid":
-        raise UserError(f"--eval.{next(iter(overrides))} is for re-identification; '{folder.root}' is a classifier")
-    config = replace(config, eval=replace(config.eval, **(overrides or {})))
-    validate(config)
+    config = _overridden(_config_of(folder, data_root), overrides, str(folder.root))
     dataset = read_dataset(config.data, config.seed, needs_train=False)
     network, state = _restored(config, folder, folder.last if which == "last" else folder.best, dataset)
     notes = () if dataset.reid is None else notes_on(dataset.reid)
@@ -64,13 +60,21 @@ def evaluate_run(
     return Evaluation(trained, _evaluate(config, network, dataset), notes)
 
 
-def evaluate_reference(recipe_path: Path, weights: str, data_root: str = "") -> Errors:
+def evaluate_reference(
+    recipe_path: Path, weights: str, data_root: str = "", overrides: Mapping[str, Any] | None = None
+) -> Errors:
     """Evaluates a checkpoint of the papers' public code, or of torchreid, on a recipe's validation images.
+
+    Args:
+        recipe_path: of the recipe.
+        weights: the checkpoint.
+        data_root: where the data are, if not where the recipe says.
+        overrides: of fields of `EvalConfig`.
 
     Raises:
         UserError: the checkpoint cannot be read or is not of the recipe's network, or the data are missing.
     """
-    config = _moved(recipe.load(recipe_path), data_root)
+    config = _overridden(_moved(recipe.load(recipe_path), data_root), overrides, str(recipe_path.stem))
     dataset = read_dataset(config.data, config.seed, needs_train=False)
     count = len(dataset.classes) if dataset.reid is None else 0  # whom it was trained on does not matter
     return _evaluate(config, build_reference(config, weights, count, dataset.shape), dataset)
@@ -124,12 +128,20 @@ def _check_classes(state: Mapping[str, Any], dataset: Dataset) -> None:
         raise UserError(f"the classes of '{where}' are in another order than the run's: {', '.join(trained[:5])}, ...")
 
 
+def _overridden(config: Config, overrides: Mapping[str, Any] | None, name: str) -> Config:
+    if overrides and config.data.name != "reid":
+        raise UserError(f"--eval.{next(iter(overrides))} is for re-identification; '{name}' is a classifier")
+    config = replace(config, eval=replace(config.eval, **(overrides or {})))
+    validate(config)
+    return config
+
+
 def _moved(config: Config, data_root: str) -> Config:
     return replace(config, data=replace(config.data, root=data_root)) if data_root else config
 
 
 def _evaluate(config: Config, network: BranchedModel, dataset: Dataset) -> Errors:
-    fabric = launch(replace(config.runtime, devices=1, num_nodes=1))
+    fabric = launch(replace(config.runtime, accelerator="auto", devices=1, num_nodes=1))
     if resolve(config.runtime, fabric.device).channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     names = network.names

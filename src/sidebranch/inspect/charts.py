@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -276,9 +276,15 @@ def cmc_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Chart:
     )
 
 
+def _common(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys that all have, in the first one's order."""
+    first, *others = tables
+    return [key for key in first if all(key in other for other in others)]
+
+
 def kernel_correlation(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
     """Mean correlation of kernels by layer, of `sidebranch inspect kernels`. In: kind to seed to numbers."""
-    layers = list(next(iter(next(iter(measured.values())).values()))["layers"])
+    layers = _common(seed["layers"] for seeds in measured.values() for seed in seeds.values())
     values = [
         {"kind": kind, "layer": layer, "value": mean(seed["layers"][layer] for seed in seeds.values())}
         for kind, seeds in measured.items()
@@ -290,8 +296,7 @@ def kernel_correlation(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
 
 def gradient_alignment(measured: Mapping[str, Mapping[str, Any]]) -> Chart:
     """Cosine of the classifiers' gradients, of `sidebranch inspect gradients`. In: kind to seed to steps."""
-    first = next(iter(next(iter(measured.values())).values()))[0]
-    pairs = list(first["overall"])
+    pairs = _common(step["overall"] for seeds in measured.values() for each in seeds.values() for step in each)
     values = [
         {"kind": kind, "pair": pair, "value": mean(step["overall"][pair] for seed in seeds.values() for step in seed)}
         for kind, seeds in measured.items()

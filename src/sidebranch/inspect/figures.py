@@ -147,7 +147,7 @@ def disagreement_curves(records: Sequence[Record]) -> Figure:
     """
     kinds = {kind: group for kind, group in by_kind(records).items() if len(group[0].columns) > 1}
     if not kinds or "val/kl/main->b1" not in {key for group in kinds.values() for key in group[0].rows[-1]}:
-        raise UserError("these runs have no divergences of their classifiers: no branches, or trained by version 0.1")
+        raise UserError("these runs have no divergences of their classifiers: no branches, or trained before 0.1.0")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.6 + 3.4 * len(kinds), 5.6), layout="constrained")
         grid = figure.subplots(2, len(kinds), squeeze=False, sharex=True, sharey="row")

@@ -115,11 +115,15 @@ def by_kind(records: Sequence[Record]) -> dict[str, list[Record]]:
     if len({record.headline for record in records}) > 1:
         raise UserError("these runs are of two tasks, classification and re-identification; compare those of one")
     groups: dict[str, list[Record]] = {}
+    differing: dict[str, list[str]] = {}
     for record in records:
         changed = [each for each in changes(records[0], record) if not each.startswith(("method:", "seed:"))]
         names = [f"{key} {values.split(' -> ')[-1]}" for key, values in (each.split(": ", 1) for each in changed)]
         if len(names) > 2:  # such as another network or data set: the folder's name is shorter
-            names = [re.sub(r"-seed\d+$", "", record.folder.root.resolve().name)]
+            path = record.folder.root.resolve()
+            short = re.sub(r"-?seed\d+$", "", path.name) or path.parent.name
+            is_taken = differing.setdefault(f"{label(record.config.method)}, {short}", changed) != changed
+            names = names if is_taken else [short]
         group = groups.setdefault(", ".join([label(record.config.method), *names]), [])
         if any(record.folder.root.resolve() == other.folder.root.resolve() for other in group):
             raise UserError(f"the run '{record.folder.root}' is given twice")

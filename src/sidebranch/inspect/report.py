@@ -196,7 +196,7 @@ def _of_classifiers(groups: Groups) -> list[Chart]:
     found = []
     for kind, group in list(groups.items())[:MOST]:
         if len(group[0].columns) > 1:
-            if "objective" in group[0].environment:  # runs of version 0.1.0 and before have none
+            if "objective" in group[0].environment:  # the first runs have none
                 found.append(who_teaches_whom(kind, group[0].environment["objective"]))
             found += [charts.classifiers_over_epochs(kind, group), charts.mimicry_over_epochs(kind, group)]
     return [chart for chart in found if chart is not None]

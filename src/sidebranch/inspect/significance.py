@@ -48,10 +48,10 @@ class Gain:
 def gain(
     values: Mapping[int, float], reference: Mapping[int, float], images: int | None, is_share: bool = True
 ) -> Gain:
-    """The difference of the means, with Student's interval of the paired differences over common seeds.
+    """The mean of the paired differences over common seeds, with Student's interval.
 
-    With fewer than two common seeds, the interval is that of two shares of the validation images, as if they were
-    different images: wider than the true one.
+    Of one common seed, the interval is that of two shares of the validation images, as if they were different images:
+    wider than the true one. Without a common seed, the difference is that of the means.
 
     Args:
         values: seed to value, in percent.
@@ -59,8 +59,10 @@ def gain(
         images: number of validation images, if known.
         is_share: whether a value is a share of the images, as an error is.
     """
+    if common := values.keys() & reference.keys():
+        values, reference = ({seed: each[seed] for seed in common} for each in (values, reference))
     points = mean(values.values()) - mean(reference.values())
-    pairs = [values[seed] - reference[seed] for seed in values.keys() & reference.keys()]
+    pairs = [values[seed] - reference[seed] for seed in common]
     if len(pairs) > 1:
         return Gain(points, _t(len(pairs) - 1) * stdev(pairs) / math.sqrt(len(pairs)), "seeds")
     if not images or not is_share:

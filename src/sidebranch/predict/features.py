@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from sidebranch.runs.atomic_files import write_atomically
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-KEYS = {"features", "images", "model", "classifier"}
+KEYS = {"features", "images", "model", "classifier", "checkpoint", "recipe"}
 CONCAT = "concat"
 
 
@@ -35,12 +35,16 @@ class Table:
         images: [N], their files.
         model: the folder or file that made them.
         classifier: whose features they are.
+        checkpoint: of a run, "last" or "best".
+        recipe: of the network, for a checkpoint of other code; else empty.
     """
 
     features: Float[np.ndarray, "n d"]
     images: tuple[str, ...]
     model: str
     classifier: str
+    checkpoint: Literal["last", "best"]
+    recipe: str
 
 
 def embed(
@@ -94,6 +98,8 @@ def write_table(table: Table, path: Path) -> None:
                 images=np.array(table.images),
                 model=table.model,
                 classifier=table.classifier,
+                checkpoint=table.checkpoint,
+                recipe=table.recipe,
             )
 
     write_atomically(path, write)
@@ -111,11 +117,14 @@ def read_table(path: Path) -> Table:
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if missing := KEYS - set(file.files):
-                raise UserError(f"'{path}' is no file of features: it has no {sorted(missing)[0]}")
+                raise UserError(
+                    f"'{path}' is no file of features: it has no {sorted(missing)[0]}; make it anew: sidebranch embed"
+                )
             images, features = tuple(map(str, file["images"])), file["features"]
             if features.ndim != 2 or len(features) != len(images):
                 raise ValueError(f"features of shape {features.shape} of {len(images)} images")
-            return Table(features, images, str(file["model"]), str(file["classifier"]))
+            which = "best" if str(file["checkpoint"]) == "best" else "last"
+            return Table(features, images, str(file["model"]), str(file["classifier"]), which, str(file["recipe"]))
     except UserError:
         raise
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:

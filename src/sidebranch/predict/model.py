@@ -98,7 +98,7 @@ def open_model(
     config = recipe.load(recipe.find(recipe_name))
     data = config.data
     scale = CIFAR if data.name in ("cifar10", "cifar100") else IMAGENET
-    width = data.image_width if data.name == "reid" else data.image_size
+    width = (data.image_width or data.image_size // 2) if data.name == "reid" else data.image_size
     size = (3, data.image_size, width) if data.name in ("folder", "reid") else (3, 32, 32)
     about = {"input_size": size, "mean": scale.mean, "std": scale.std}
     about["resize"] = data.resize if data.name == "folder" else size[-1]

@@ -14,7 +14,8 @@ from types import FrameType
 from sidebranch.errors import UserError
 from sidebranch.study import process
 from sidebranch.study.cells import Cell
-from sidebranch.study.replicas import exit_status, handled
+from sidebranch.study.replicas import exit_status
+from sidebranch.train.signals import handled
 
 POLL = 0.5  # seconds
 IDLE = 0.05  # of a GPU's memory: what an idle one may show as used

@@ -14,9 +14,10 @@ from sidebranch.errors import UserError
 from sidebranch.runs.atomic_files import write_text
 from sidebranch.runs.lock import is_free
 from sidebranch.study.cells import Cell
-from sidebranch.study.replicas import FORWARDED, die_with_parent, exit_status, handled
+from sidebranch.study.replicas import die_with_parent, exit_status
+from sidebranch.train.signals import STOPPING, handled
 
-STOPPED = tuple(128 + number for number in FORWARDED)  # everything is saved, and the run can go on
+STOPPED = tuple(128 + number for number in STOPPING)  # everything is saved, and the run can go on
 POLL = 0.5  # seconds
 STOP = "stop"  # in the study's logs: reaches processes on other machines
 PATIENCE = 120.0  # seconds for a process that is about to end to let go of its run

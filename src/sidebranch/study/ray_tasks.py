@@ -10,7 +10,7 @@ from typing import Any
 from sidebranch.errors import UserError, reason
 from sidebranch.study import process
 from sidebranch.study.cells import Cell
-from sidebranch.study.replicas import handled
+from sidebranch.train.signals import handled
 
 POLL = 0.5  # seconds
 RETRIES = 3  # of a cell whose worker or machine was lost; it resumes

@@ -15,8 +15,8 @@ from threading import Thread
 from types import FrameType
 from typing import IO, TextIO
 
-# Passed on to all commands: Ctrl-C, termination, SLURM's early warning, and the end of the terminal.
-FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+from sidebranch.train.signals import handled
+
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent dies
 
 
@@ -62,13 +62,6 @@ def run_replicas(commands: Mapping[str, Sequence[str]], threads: int) -> dict[st
         for number, handler in previous.items():
             signal.signal(number, handler)
     return {name: exit_status(status) for name, status in ended.items()}
-
-
-def handled() -> list[int]:
-    """The signals to pass on: under nohup, the end of the terminal is ignored, and stays so."""
-    hangup = getattr(signal, "SIGHUP", None)
-    is_nohup = hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN
-    return [number for number in FORWARDED if number != hangup or not is_nohup]
 
 
 def exit_status(returncode: int) -> int:

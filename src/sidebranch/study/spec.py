@@ -49,12 +49,12 @@ class Row:
         return shlex.join(["sidebranch", "train", self.recipe, *self.flags])
 
     def config(self, flags: Sequence[str] = ()) -> Config:
-        """The row's config, with further flags of `sidebranch train`.
+        """The row's config, with further flags of `sidebranch train`; what the row sets itself, stays.
 
         Raises:
             UserError: the recipe, a setting or a flag is wrong.
         """
-        return recipe.parse([*recipe.flags(recipe.find(self.recipe)), *self.flags, *flags], self.recipe)
+        return recipe.parse([*recipe.flags(recipe.find(self.recipe)), *flags, *self.flags], self.recipe)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def _content(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {key} is {value!r}; it must be a whole number of at least {least}")
     for group in content["groups"]:
         wrong = sorted(set(group) ^ {"recipes", "variants"}) if isinstance(group, dict) else []
-        if not isinstance(group, dict) or wrong or not isinstance(group["recipes"], list):
+        of_kinds = isinstance(group, dict) and not wrong and isinstance(group["recipes"], list)
+        if not of_kinds or not isinstance(group["variants"], dict):
             what = f", not '{wrong[0]}'" if wrong and wrong[0] in group else ""
             raise UserError(f"{path}: every group is `recipes`, a list, and `variants`, a mapping{what}")
         for name, settings in group["variants"].items():

@@ -91,7 +91,8 @@ class _Run:
         numbered = self.dataset if self.past is None else self.dataset.numbered()
         self.train_loader = numbered.train_loader(fabric.device, rank)
         self.val_loader = self.dataset.val_loader(fabric.device, rank)
-        self.choices = resolve(config.runtime, fabric.device, config.optim.epochs * len(self.train_loader))
+        steps = config.optim.epochs * len(self.train_loader)
+        self.choices = resolve(config.runtime, fabric.device, steps, fabric.world_size)
         if config.model.pretrained and not config.model.weights and not folder.last.exists():
             reporter.say(f"loading timm's weights of {config.model.name}; downloaded, if they are not cached")
         self.networks = setup.build_networks(config, self.dataset, fabric, self.choices, resuming=folder.last.exists())

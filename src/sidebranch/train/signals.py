@@ -39,8 +39,7 @@ def collected() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    handled = [number for number in STOPPING if not _is_nohup(number)]
-    previous = {number: signal.signal(number, note) for number in handled}
+    previous = {number: signal.signal(number, note) for number in handled()}
     try:
         yield received
     finally:
@@ -48,6 +47,11 @@ def collected() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _is_nohup(number: int) -> bool:
-    """Whether the signal is SIGHUP, and nohup has it ignored. A shell ignores SIGINT of background jobs: it counts."""
-    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
+def handled() -> list[int]:
+    """Those of STOPPING that count: under nohup, the end of the terminal is ignored, and stays so.
+
+    A shell ignores SIGINT of background jobs: it counts.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    is_nohup = hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN
+    return [number for number in STOPPING if number != hangup or not is_nohup]

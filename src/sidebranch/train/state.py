@@ -97,7 +97,7 @@ class State:
         if self.train_step.past is not None:
             self.train_step.past.predictions.copy_(state["past"])
         best = state["best"]
-        if best["epoch"] and "value" not in best:  # a checkpoint of version 0.1.0 or before
+        if best["epoch"] and "value" not in best:  # a checkpoint from before 0.1.0
             best["value"] = best.pop("top1")
         self.progress = Progress(state["epoch"], state["step"], state["seconds"], state["rows"], best)
         self.train_step.skipped = state.get("skipped", 0)
@@ -131,16 +131,18 @@ class State:
 
     def save(self, *afterwards: Callable[[], object]) -> None:
         """Copies the state; writes the copy, and then calls `afterwards`, in the background. All processes call it."""
-        copy = checkpoint.snapshot(self._as_dict())
+        state = self._as_dict()  # sums over all processes
+        self.saved = time.perf_counter()
+        if not self.fabric.is_global_zero:
+            return
+        copy = checkpoint.snapshot(state)
 
         def write() -> None:
             checkpoint.save(self.folder.last, copy, keep=self.folder.previous)
             for each in afterwards:
                 each()
 
-        if self.fabric.is_global_zero:
-            self.writer.submit(write)
-        self.saved = time.perf_counter()
+        self.writer.submit(write)
 
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint within the epoch."""
@@ -160,8 +162,8 @@ class State:
 
     def ship(self) -> None:
         """Writes the plain backbone as it is after the last epoch."""
-        tensors = checkpoint.snapshot(self.networks.evaluated.shipped_state_dict())
         if self.fabric.is_global_zero:
+            tensors = checkpoint.snapshot(self.networks.evaluated.shipped_state_dict())
             facts = self.facts
             name = self.config.model.name
             write_backbone(tensors, self.folder.weights, name, facts["num_classes"], facts["in_chans"], facts["inputs"])

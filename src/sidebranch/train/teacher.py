@@ -79,7 +79,7 @@ def build_teacher(teacher: TeacherConfig, described: Mapping[str, Any]) -> nn.Mo
         )
     is_timm = type(network).__module__.startswith("timm.")  # the papers' networks have no images of their own
     known = (getattr(network, "pretrained_cfg", None) or {}) if path is None or is_timm else {}
-    own = header or known
+    own = {**known, **header}
     scale = described["mean"], described["std"]
     own_scale = own.get("mean", scale[0]), own.get("std", scale[1])
     size = tuple(own["input_size"][1:]) if "input_size" in own else None

@@ -67,7 +67,7 @@ class WideResNet(Network):
     """
 
     def __init__(
-        self, blocks: int, widen: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0, **_: Any
+        self, blocks: int, widen: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0
     ) -> None:
         first, second, third = (STEM * widen, 2 * STEM * widen, 4 * STEM * widen)
         stages = {

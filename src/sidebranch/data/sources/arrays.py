@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from sidebranch.data.augmentation.batched import Normalisation
-from sidebranch.errors import UserError
+from sidebranch.errors import UserError, reason
 from sidebranch.seeding import generator
 
 if TYPE_CHECKING:
@@ -87,6 +88,17 @@ def cifar100(root: str | Path) -> tuple[ArraySplit, ArraySplit]:
 
 def _cifar(kind: type[CIFAR10], root: Path, scale: Normalisation) -> tuple[ArraySplit, ArraySplit]:
     """Checks the md5 sums before torchvision opens the pickles; errors are one line."""
+    if (root / kind.base_folder).exists():
+        return _read(kind, root, scale)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{kind.base_folder}.lock"):  # the other runs wait, and find it
+            return _read(kind, root, scale)
+    except OSError as error:
+        raise UserError(f"cannot write to '{root}': {reason(error)}; give another --data.root") from error
+
+
+def _read(kind: type[CIFAR10], root: Path, scale: Normalisation) -> tuple[ArraySplit, ArraySplit]:
     folder = root / kind.base_folder
     if folder.exists():
         for name, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:

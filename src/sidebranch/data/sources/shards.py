@@ -200,7 +200,8 @@ def _written(library: Any, splits: dict[str, ImageSplit], target: Path, megabyte
         finally:
             writer.close()
         index["splits"][name] = [_described(path) for path in map(Path, written)]
-    (target / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    with written_atomically(target / INDEX) as temporary:
+        temporary.write_text(json.dumps(index), encoding="utf-8")
     return {name: len(parts) for name, parts in index["splits"].items()}
 
 
