@@ -26,7 +26,7 @@ from sidebranch.runs.headline import TOP1
 MARKS = {"DHM": "o", "DHM, cheap": "D"}
 TASKS = {  # study to what it is
     "cifar100-resnet32-34-epochs": "CIFAR-100, all images, ResNet-32, 34 of 164 epochs",
-    "digits-methods": "digits, half of the labels wrong, ResNet-20",
+    "digits-methods": "digits, half of the labels replaced, ResNet-20",
     "reid-synthetic": "drawn people, re-identification, mAP",
 }
 PHOTOGRAPHS = "2,000 photographs of 10 classes, RegNetX-200MF from scratch"
@@ -117,7 +117,7 @@ def costs_table() -> str:
     lines.append(f"| the same on one H100 | {faster[0]} | {faster[1]} | |")
     ratios = [row["ratio"] for row in bench["export"]]
     ships = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    lines.append(f"| time of what ships, of a network's that never had branches | 1 | {ships} | {ships} |")
+    lines.append(f"| inference time of what ships (1: the same network, never branched) | 1 | {ships} | {ships} |")
     return "\n".join(lines)
 
 

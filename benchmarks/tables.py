@@ -163,7 +163,8 @@ DukeMTMC-reID themselves have not been run.
 ## Digits with wrong labels
 
 `sidebranch study digits-methods`: scikit-learn's digits, half of the training labels replaced at random, the demo's
-recipe; rows in `results/digits-methods/`. With every branch in every step and these branches, DHM's loss is DKS's: the
+recipe, which was chosen on the same 500 validation digits with other seeds among these (`LOG.md`); rows in
+`results/digits-methods/`. With every branch in every step and these branches, DHM's loss is DKS's: the
 same runs, bit for bit.
 {verdict(digits)}
 

@@ -131,6 +131,14 @@ def test_early_exit_that_was_not_chosen_says_how(run):
         ship(run, "last", "early_exit")
 
 
+def test_a_stem_for_small_images_is_not_timm_s(run, tmp_path):
+    shipped = ship(run, "last", "main")
+    small = replace(shipped, config=changed(shipped.config, model={"small_input": True}))
+    with pytest.raises(sb.UserError, match=r"has another stem than one of model\.small_input; take --format onnx"):
+        export(small, "timm", tmp_path / "out", {}, {})
+    assert not (tmp_path / "out").exists()
+
+
 def test_exits_leave_with_the_weights_that_they_were_chosen_on(run):
     run.write_early_exit({"checkpoint": "best"})
     with pytest.raises(sb.UserError, match=r"chosen on its best checkpoint; export that one \(--checkpoint best\)"):

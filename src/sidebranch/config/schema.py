@@ -99,7 +99,7 @@ class RuntimeConfig:
         compile: torch.compile the network. `cuda_graphs`: also replay a pass's kernels as one CUDA graph, which saves
             small networks the time of starting them. `auto`: on CUDA devices with Triton, for runs of at least 2,000
             steps, which earn back the minute of compiling; with CUDA graphs unless several devices train together.
-        deterministic: only kernels that give the same bits every time; slower on CUDA devices, always so on CPUs.
+        deterministic: only kernels that give the same bits every time; slower on CUDA devices; a CPU's do so anyway.
         sync_batchnorm: CUDA: batch-norm statistics over the batches of all devices.
         replicas: number of runs to train at once on the device, each in its own process: this seed and those after it.
         checkpoint_activations: keep only some activations and recompute the others in the backward pass: far less

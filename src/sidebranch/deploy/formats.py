@@ -44,13 +44,18 @@ def write_timm(shipped: Shipped, folder: Path) -> None:
     """timm's own hub format: config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
 
     Raises:
-        UserError: the classifier is none of timm's networks.
+        UserError: the classifier is none of timm's networks, or its stem is not.
     """
     from timm.models import save_for_hf
 
     if shipped.classifier != "main":
         raise UserError(
             f"timm has no network for {shipped.classifier}; --format onnx and pt2 take it, timm takes --classifier main"
+        )
+    if shipped.config.model.small_input:
+        raise UserError(
+            "timm's network has another stem than one of model.small_input; take --format onnx or pt2, or load the run's "
+            "model.safetensors after sb.small_input(timm.create_model(...))"
         )
     about = shipped.about
     module: Any = shipped.module
