@@ -54,8 +54,8 @@ def write_timm(shipped: Shipped, folder: Path) -> None:
         )
     if shipped.config.model.small_input:
         raise UserError(
-            "timm's network has another stem than one of model.small_input; take --format onnx or pt2, or load the run's "
-            "model.safetensors after sb.small_input(timm.create_model(...))"
+            "timm's network has another stem than one of model.small_input; take --format onnx or pt2, or load "
+            "the run's model.safetensors after sb.small_input(timm.create_model(...))"
         )
     about = shipped.about
     module: Any = shipped.module
