@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,27 @@ def change(errors: Errors, variant: str, base: str, images: int) -> str:
     return f"{found.points:+.2f}" + (f" ± {found.half_width:.2f}" if found.half_width and found.of == "seeds" else "")
 
 
-def plain_table(study: str, bases: Mapping[str, str] | None = None) -> str:
-    """A row a variant: main's error, and its difference to the baseline (or to its own, of `bases`)."""
+def plain_table(study: str, beside: str = "", variants: Sequence[str] = ()) -> str:
+    """A row a variant: main's error, and its differences to the baseline and to another row.
+
+    Args:
+        study: its name.
+        beside: the other row, if any.
+        variants: the rows; all if left out.
+    """
     errors, images = errors_of(study)
-    lines = ["| | main's error, % | less the baseline's | seeds |", "|---|---|---|---|"]
-    for variant, values in errors.items():
-        base = (bases or {}).get(variant, "baseline")
-        less = "" if variant == base else change(errors, variant, base, images)
-        lines.append(f"| {variant} | {spread(list(values.values()))} | {less} | {len(values)} |")
+    bases = ("baseline", beside) if beside else ("baseline",)
+    heads = [
+        "",
+        "main's error, %",
+        *(f"less {'the baseline' if each == 'baseline' else each}'s" for each in bases),
+        "seeds",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for variant in [each for each in errors if not variants or each in variants]:
+        less = ["" if variant in ("baseline", base) else change(errors, variant, base, images) for base in bases]
+        values = list(errors[variant].values())
+        lines.append("| " + " | ".join([variant, str(spread(values)), *less, str(len(values))]) + " |")
     return "\n".join(lines)
 
 
