@@ -23,7 +23,7 @@ from sidebranch.inspect.record import Spread, by_kind, spread, summarise
 from sidebranch.inspect.significance import Gain, gain
 from sidebranch.runs.headline import TOP1
 
-MARKS = {"DHM": "o", "DHM, cheap": "D"}
+MARKS = dict(zip(research.KINDS, "oD^", strict=True))
 TASKS = {  # study to what it is
     "cifar100-resnet32-34-epochs": "CIFAR-100, all images, ResNet-32, 34 of 164 epochs",
     "digits-methods": "digits, half of the labels replaced, ResNet-20",
@@ -67,14 +67,18 @@ def of_study(study: str, task: str, variants: dict[str, str], base: str = "basel
         yield Row(task, spread(list(errors[base].values())), kind, spread(list(errors[variant].values())), change)
 
 
+def _kinds(study: str, what: str = "") -> dict[str, str]:
+    """Those of a study's rows on top of something that were trained, to the kinds of branches that they are."""
+    errors, _ = research.errors_of(study)
+    return {row: name for name, row in research.on_top(what).items() if name != "baseline" and row in errors}
+
+
 def rows() -> list[Row]:
-    cheap = {each: each for each in ("DHM", "DHM, cheap")}
-    errors, _ = research.errors_of("mine-on-top")
-    found = [*of_study("mine-on-top", PHOTOGRAPHS, cheap)]
-    for what in ("label smoothing", "CutMix", "mixup"):
-        variants = {row: name for name, row in research.on_top(what).items() if name != "baseline" and row in errors}
-        found += of_study("mine-on-top", f"the same with {what}", variants, what)
-    found += of_study("cheap-setting", "CIFAR-100, 10,000 images, ResNet-32, 40 epochs", cheap)
+    found: list[Row] = []
+    for what in ("", "label smoothing", "CutMix", "mixup"):
+        task = f"the same with {what}" if what else PHOTOGRAPHS
+        found += of_study("mine-on-top", task, _kinds("mine-on-top", what), what or "baseline")
+    found += of_study("cheap-setting", "CIFAR-100, 10,000 images, ResNet-32, 40 epochs", _kinds("cheap-setting"))
     found += [of_runs(study) for study in TASKS]
     found += of_study("finetune-imagenette/finetune", TUNED, {"DHM": "DHM"})
     found += of_study("finetune-imagenette/finetune", "the same, branches copied", {"DHM, copied branches": "DHM"})
@@ -97,13 +101,13 @@ def gains_table() -> str:
 
 def costs_table() -> str:
     """Times of a training step and of what ships, and speed against the plain reference."""
-    lines = ["| | baseline | DHM | DHM, cheap |", "|---|---|---|---|"]
+    lines = ["| | baseline | " + " | ".join(MARKS) + " |", "|---" * (2 + len(MARKS)) + "|"]
     for study, what in (
         ("mine-on-top", "RegNetX-200MF, 96x96, one CPU core"),
         ("cheap-setting", "ResNet-32, 32x32, one CPU core"),
     ):
         costs = research.costs_of(study)
-        times = [f"{costs[each]['time']:.2f}" for each in MARKS]
+        times = [f"{costs[row]['time']:.2f}" if row in costs else "" for row in research.KINDS.values()]
         lines.append(f"| time of a training step: {what} | 1 | " + " | ".join(times) + " |")
     bench, gpu = (
         json.loads((research.RESULTS / "bench" / name).read_text(encoding="utf-8"))
@@ -113,22 +117,22 @@ def costs_table() -> str:
     compiled = {row["method"]: row["step_ms"] for row in gpu["steps"] if row["compile"] == "cuda_graphs"}
     reference = {method: times["median"] for method, times in gpu["reference_step_ms"].items()}
     faster = [f"{reference[each] / compiled[each]:.1f}" for each in ("baseline", "dhm")]
-    lines.append(f"| times as fast as a plain loop: ResNet-32, 2 CPU cores | {ours['baseline']} | {ours['dhm']} | |")
-    lines.append(f"| the same on one H100 | {faster[0]} | {faster[1]} | |")
+    lines.append(f"| times as fast as a plain loop: ResNet-32, 2 CPU cores | {ours['baseline']} | {ours['dhm']} | | |")
+    lines.append(f"| the same on one H100 | {faster[0]} | {faster[1]} | | |")
     ratios = [row["ratio"] for row in bench["export"]]
-    ships = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    lines.append(f"| inference time of what ships (1: the same network, never branched) | 1 | {ships} | {ships} |")
+    ships = " | ".join([f"{min(ratios):.2f} to {max(ratios):.2f}"] * len(MARKS))
+    lines.append(f"| inference time of what ships (1: the same network, never branched) | 1 | {ships} |")
     return "\n".join(lines)
 
 
 def draw(theme: str) -> str:
     """Every row's gain, with its interval: right of 0 is better than the baseline."""
     ink, soft, cheap, dhm = COLOURS[theme]
-    colours = {"DHM": dhm, "DHM, cheap": cheap}
-    figure, axes = plt.subplots(figsize=(8.4, 4.2))
+    colours = dict(zip(MARKS, (dhm, cheap, ink), strict=True))
+    figure, axes = plt.subplots(figsize=(8.4, 4.8))
     places, height, before = {}, 0.0, ""
     for row in rows():
-        height -= 1.0 if row.task == before else 1.5
+        height -= 1.0 if row.task == before else 1.8
         better = -row.change.points if row.is_error else row.change.points
         style = {"color": colours[row.kind], "marker": MARKS[row.kind], "markersize": 6, "capsize": 3, "linewidth": 1.6}
         axes.errorbar(better, height, xerr=row.change.half_width, **style)

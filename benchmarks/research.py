@@ -16,7 +16,13 @@ from sidebranch.runs.folder import RunFolder
 
 RESULTS = Path(__file__).parent.parent / "results"
 CHEAP = "--model.branches auto --branches.width 1 --branches.pool 2 --branches.use '[b1]'"
+BEST = "--objective.teachers '[best]' --objective.temperature 3 --objective.mimicry '{best->main: 1, best->b1: 1}'"
 ON_TOP = ("label smoothing", "CutMix", "mixup", "moving average", "twice as long")
+KINDS = {  # of branches, as tables call them, to a study's row
+    "DHM": "DHM",
+    "DHM, cheap": "DHM, cheap",
+    "cheap, the best teaches": "DHM, cheap, the best teaches, T = 3",
+}
 Errors = dict[str, dict[int, float]]
 
 
@@ -53,16 +59,16 @@ def change(errors: Errors, variant: str, base: str, images: int) -> str:
     return f"{found.points:+.2f}" + (f" ± {found.half_width:.2f}" if found.half_width and found.of == "seeds" else "")
 
 
-def plain_table(study: str, beside: str = "", variants: Sequence[str] = ()) -> str:
-    """A row a variant: main's error, and its differences to the baseline and to another row.
+def plain_table(study: str, beside: Sequence[str] = (), variants: Sequence[str] = ()) -> str:
+    """A row a variant: main's error, and its differences to the baseline and to other rows.
 
     Args:
         study: its name.
-        beside: the other row, if any.
+        beside: the other rows, if any.
         variants: the rows; all if left out.
     """
     errors, images = errors_of(study)
-    bases = ("baseline", beside) if beside else ("baseline",)
+    bases = ("baseline", *beside)
     heads = [
         "",
         "main's error, %",
@@ -103,21 +109,23 @@ def cheap_table(study: str) -> str:
 
 
 def on_top(what: str) -> dict[str, str]:
-    """What a network is trained with to the study's three rows: without branches, with DHM's, with the cheap one."""
+    """What a network is trained with to the study's rows: without branches, and with each kind of them."""
     before = f"{what} and " if what else ""
-    return {"baseline": what or "baseline", "DHM": f"{before}DHM", "DHM, cheap": f"{before}DHM, cheap"}
+    return {"baseline": what or "baseline"} | {name: before + row for name, row in KINDS.items()}
 
 
 def on_top_table(study: str) -> str:
     """A row each of what a network is trained with: the errors, and the paired differences that branches make."""
     errors, images = errors_of(study)
-    lines = ["| with | baseline | DHM | less | DHM, cheap | less | seeds |", "|---" * 7 + "|"]
+    kinds = [name for name in KINDS if any(on_top(what)[name] in errors for what in ("", *ON_TOP))]
+    heads = ["with", "baseline", *(head for name in kinds for head in (name, "less")), "seeds"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for what in ("", *ON_TOP):
         rows = {name: each for name, each in on_top(what).items() if each in errors}
         if "baseline" not in rows:
             continue
         cells = [what or "neither", spread(list(errors[rows["baseline"]].values()))]
-        for row in (rows.get("DHM"), rows.get("DHM, cheap")):
+        for row in map(rows.get, kinds):
             is_there = row is not None
             cells += [spread(list(errors[row].values())) if is_there else ""]
             cells += [change(errors, row, rows["baseline"], images) if is_there else ""]
@@ -148,3 +156,15 @@ def cheap_summary() -> str:
         told.append(f"{gain_share(study)} of DHM's gain on {what} ({less} beside DHM)")
     setting = f"**Cheap** is one branch, as wide as main, on features of half the resolution: `{CHEAP}`."
     return f"{setting} It had {' and '.join(told)}.\n"
+
+
+def best_summary() -> str:
+    """What the best of the batch as the teacher gains, for the README."""
+    errors, images = errors_of("mine-on-top")
+    row = KINDS["cheap, the best teaches"]
+    less = [change(errors, row, base, images) for base in ("DHM", "DHM, cheap", "DSL, cheap")]
+    return (
+        f"**The best teaches** (`{BEST}`): with the cheap branch, only the classifier with the lowest loss on the "
+        f"batch teaches, at T = 3. On the photographs {less[0]} beside DHM, {less[1]} beside cheap DHM, {less[2]} "
+        f"beside cheap deep supervision (DSL).\n"
+    )

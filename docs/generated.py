@@ -30,6 +30,7 @@ OBJECTIVES = {
     "dhm": sb.dhm(),
     "kd": sb.Objective([1, 0, 0], {"teacher->main": 1.0}, teachers=["teacher"]),
     "byot": sb.byot(),
+    "best": sb.best_teacher(),
     "one": sb.one(),
     "pcl": sb.pcl(),
     "mean-teacher": sb.mean_teacher(),

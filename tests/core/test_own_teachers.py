@@ -86,6 +86,19 @@ def test_byot_is_main_that_teaches_the_branches():
     assert sb.byot().temperature == 3.0
 
 
+def test_the_best_of_the_batch_teaches_alone_and_has_nothing_to_learn():
+    logits = random_logits()
+    losses = [torch.nn.functional.cross_entropy(each, INDEX) for each in logits]
+    winner = min(range(3), key=lambda place: losses[place].item())
+    loss = sb.best_teacher(weight=2.0)(outputs_of(logits), INDEX)
+    mimicry = [[0] * 3] * 3 + [[2, 2, 2]]
+    wanted = naive_loss(logits, INDEX, ONES, mimicry, 3.0, outside=logits[winner].detach())
+    assert loss.total.item() == pytest.approx(wanted, rel=1e-9)
+    given = torch.autograd.grad(loss.total, logits, retain_graph=True)
+    alone = torch.autograd.grad(losses[winner], logits[winner])[0]
+    torch.testing.assert_close(given[winner], alone, rtol=1e-9, atol=1e-12)
+
+
 def test_one_learns_from_the_ensemble_of_logits():
     logits = random_logits()
     found = sb.one(weight=2.0)(outputs_of(logits), INDEX).total

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import sidebranch as sb
-from sidebranch.cli import main
+from sidebranch.cli import evaluate, main
 from sidebranch.config.data import DataConfig
-from sidebranch.core.exits import MEASURES
+from sidebranch.core.exits import MEASURES, Measure
 from sidebranch.data.datasets import read_dataset
 from sidebranch.evaluation.early_exit import Scores, chosen, collect, frontier, outcome, risen, temperatures
 from sidebranch.evaluation.exits_of_run import _parts, _remedy, policy_of
@@ -63,6 +64,11 @@ def test_a_policy_gives_what_its_definition_gives(measure, averaged):
     assert (found.error, found.macs) == pytest.approx(naive(policy, scores, COSTS))
     assert min(found.shares.values()) > 0
     assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_the_command_knows_every_measure():
+    """It has their names twice, as its help imports no torch."""
+    assert get_args(evaluate.Measure) == get_args(Measure) == tuple(MEASURES)
 
 
 def test_a_batch_of_which_nothing_could_be_read_is_left_out():

@@ -2,7 +2,7 @@
 
 from sidebranch.core.ensemble import Ensemble
 from sidebranch.core.exits import ExitPolicy
-from sidebranch.core.methods import baseline, byot, dhm, dks, dsl, kd, mean_teacher, one, pcl
+from sidebranch.core.methods import baseline, best_teacher, byot, dhm, dks, dsl, kd, mean_teacher, one, pcl
 from sidebranch.core.model import BranchedModel, Outputs, SideBranch
 from sidebranch.core.objective import Loss, Objective
 from sidebranch.core.sampling import Bernoulli, Categorical, Draw, Fixed, MovingRoots
@@ -23,6 +23,7 @@ __all__ = [
     "SideBranch",
     "TripletLoss",
     "baseline",
+    "best_teacher",
     "byot",
     "dhm",
     "dks",

@@ -93,6 +93,18 @@ def one(weight: float = 1.0, temperature: float = 3.0) -> Objective:
     return mean_teacher(weight, temperature, "ensemble")
 
 
+def best_teacher(weight: float = 1.0, temperature: float = 3.0) -> Objective:
+    """The classifier with the lowest cross-entropy on the batch teaches the others; nobody else teaches.
+
+    Of no paper. The best one itself learns from the labels alone.
+
+    Args:
+        weight: of every classifier's mimicry.
+        temperature: T.
+    """
+    return mean_teacher(weight, temperature, "best")
+
+
 def pcl(weight: float = 1.0, temperature: float = 3.0) -> Objective:
     """Peer Collaborative Learning (Wu & Gong 2021): the classifiers' ensemble and their moving averages teach.
 
