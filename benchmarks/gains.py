@@ -78,6 +78,7 @@ def rows() -> list[Row]:
     for what in ("", "label smoothing", "CutMix", "mixup"):
         task = f"the same with {what}" if what else PHOTOGRAPHS
         found += of_study("mine-on-top", task, _kinds("mine-on-top", what), what or "baseline")
+    found += of_study("mine-on-top-60-epochs", "the same, twice the epochs", _kinds("mine-on-top-60-epochs"))
     found += of_study("cheap-setting", "CIFAR-100, 10,000 images, ResNet-32, 40 epochs", _kinds("cheap-setting"))
     found += [of_runs(study) for study in TASKS]
     found += of_study("finetune-imagenette/finetune", TUNED, {"DHM": "DHM"})
