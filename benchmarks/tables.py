@@ -147,8 +147,8 @@ points. Label smoothing is not told apart from it
 
 {research.on_top_table("mine-on-top")}
 
-**Twice the epochs help far more than branches do** where a training is as short as this (the same command with
-`--optim.epochs 60`, `results/mine-on-top-60-epochs/`):
+**Twice the epochs help far more than branches do** where a training is as short as this, and the cheap branch's gain
+stays on top of them (the same command with `--optim.epochs 60`, `results/mine-on-top-60-epochs/`):
 
 {research.on_top_table("mine-on-top-60-epochs")}
 

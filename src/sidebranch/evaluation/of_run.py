@@ -129,9 +129,11 @@ def _check_classes(state: Mapping[str, Any], dataset: Dataset) -> None:
 
 
 def _overridden(config: Config, overrides: Mapping[str, Any] | None, name: str) -> Config:
-    if overrides and config.data.name != "reid":
+    if not overrides:
+        return config
+    if config.data.name != "reid":
         raise UserError(f"--eval.{next(iter(overrides))} is for re-identification; '{name}' is a classifier")
-    config = replace(config, eval=replace(config.eval, **(overrides or {})))
+    config = replace(config, eval=replace(config.eval, **overrides))
     validate(config)
     return config
 
