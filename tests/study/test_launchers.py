@@ -32,7 +32,7 @@ def started(root, epochs):
 
 
 def test_a_lost_ray_worker_costs_nothing(tmp_path, monkeypatch):
-    cells, killed = started(tmp_path, 200), []  # some seconds, so that the loss falls within them
+    cells, killed = started(tmp_path, 200), []
     monkeypatch.setattr(ray_tasks, "POLL", 0.05)
 
     def watch(running):
@@ -41,6 +41,7 @@ def test_a_lost_ray_worker_costs_nothing(tmp_path, monkeypatch):
                 trainer = int((cell.folder.root / ".owner").read_text().split()[1])
                 worker = int(Path(f"/proc/{trainer}/stat").read_text().split()[3])
                 os.kill(worker, signal.SIGKILL)
+                os.kill(trainer, signal.SIGKILL)  # as when a machine goes; a worker's threads may take seconds to die
                 killed.append(cell)
 
     assert ray_tasks.run_cells(cells, "", 1, 0, 2, watch) == 0
