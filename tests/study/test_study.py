@@ -175,7 +175,7 @@ def test_a_damaged_cell_is_told_from_a_missing_one(spec, capsys):
 
 
 def test_ctrl_c_saves_and_another_process_is_refused(spec, capsys):
-    slow = ["--optim.epochs", "60", "--parallel", "1"]
+    slow = ["--optim.epochs", "600", "--parallel", "1"]  # it is stopped long before
     command = [sys.executable, "-m", "sidebranch", "study", spec, *QUICK[2:], *slow]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
