@@ -299,7 +299,11 @@ def test_features_find_the_photograph_itself(run, root, tmp_path, capsys, monkey
     assert main(["embed", str(run.root), query, "--classifier", "concat", "--output", str(tmp_path / "c.npz")]) == 0
     assert main(["embed", str(run.root), query, "--checkpoint", "best", "--output", str(tmp_path / "b.npz")]) == 0
     opened = []
-    note = lambda *given, **named: opened.append(named) or open_model(*given, **named)  # noqa: E731
+
+    def note(*given, **named):
+        opened.append(named)
+        return open_model(*given, **named)
+
     monkeypatch.setattr(model, "open_model", note)
     assert main(["search", query, str(tmp_path / "b.npz")]) == 0
     assert opened == [{"which": "best", "recipe_name": ""}]

@@ -31,8 +31,8 @@ def build_optimizer(config: OptimConfig, net: BranchedModel, fused: bool = False
     """
     parameters = _parameter_groups(config, net)
     if config.name == "lamb":
-        common = {"weight_decay": config.weight_decay, "max_grad_norm": None}  # `optim.clip` clips, if set
-        return Lamb(parameters, config.lr, betas=config.betas, **common)
+        decay = config.weight_decay
+        return Lamb(parameters, config.lr, betas=config.betas, weight_decay=decay, max_grad_norm=None)  # `optim.clip`
     common = {"weight_decay": config.weight_decay, "fused": fused or None}
     if config.name == "sgd":
         return SGD(parameters, config.lr, momentum=config.momentum, nesterov=config.nesterov, **common)
