@@ -6,9 +6,11 @@ from collections import namedtuple
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 
 import sidebranch as sb
+from sidebranch.config.schema import OptimConfig
 from sidebranch.distributed import unused_gradients
 from sidebranch.evaluation.of_run import evaluate_run
 from sidebranch.network import build_network, with_synced_batchnorm
@@ -225,3 +227,9 @@ def test_gradients_of_branches_that_are_out_are_not_sent(little_net, monkeypatch
         unused_gradients._reduce(ours, bucket)
     assert sent == [live, mixed]
     assert ours.sent == live.buffer().nbytes + mixed.buffer().nbytes
+
+
+def test_lamb_clips_no_gradient_by_itself():
+    """`optim.clip` does, where it is set; timm's default would clip at 1."""
+    optimizer = build_optimizer(OptimConfig(name="lamb"), sb.attach(timm.create_model("cifar_resnet8")))
+    assert {group["max_grad_norm"] for group in optimizer.param_groups} == {None}
