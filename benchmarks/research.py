@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sidebranch.errors import Notice
-from sidebranch.inspect.record import Record, read_record, spread
+from sidebranch.inspect.record import Record, Spread, read_record, spread
 from sidebranch.inspect.significance import gain
 from sidebranch.runs.folder import RunFolder
 
@@ -131,6 +131,35 @@ def on_top_table(study: str) -> str:
             cells += [change(errors, row, rows["baseline"], images) if is_there else ""]
         counts = sorted({len(errors[each]) for each in rows.values()})
         lines.append("| " + " | ".join([*map(str, cells), " or ".join(map(str, counts))]) + " |")
+    return "\n".join(lines)
+
+
+def epochs_table(study: str, epochs: Sequence[int]) -> str:
+    """Main's error of baseline and DHM after some epochs, over the seeds that got so far, and the paired difference.
+
+    The last row is the paper's.
+    """
+    runs = records(study)
+    heads = ["after epoch", "learning rate", "baseline", "DHM", "less", "seeds", "b1", "b2", "ensemble"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for epoch in epochs:
+        there = {(run.config.method, run.config.seed): run.rows[epoch - 1] for run in runs if len(run.rows) >= epoch}
+        plain, dhm = (
+            {seed: row["val/top1/main"] for (method, seed), row in there.items() if method == each}
+            for each in ("baseline", "dhm")
+        )
+        common = sorted(plain.keys() & dhm.keys())
+        values = [spread([found[seed] for seed in common]) for found in (plain, dhm)]
+        less = change({"baseline": plain, "DHM": dhm}, "DHM", "baseline", runs[0].images or 0)
+        others = [
+            spread([there["dhm", seed][f"val/top1/{name}"] for seed in common]) for name in ("b1", "b2", "ensemble")
+        ]
+        rate = f"{there['dhm', common[0]]['lr']:g}"
+        lines.append("| " + " | ".join(map(str, [epoch, rate, *values, less, len(common), *others])) + " |")
+    known = runs[0].config.published.results
+    plain, dhm = (Spread(known[each]["top1"], known[each]["std"], 5) for each in ("baseline", "dhm"))
+    paper = ["the paper", "", plain, dhm, f"{dhm.mean - plain.mean:+.2f}", plain.count, "", "", ""]
+    lines.append("| " + " | ".join(map(str, paper)) + " |")
     return "\n".join(lines)
 
 
