@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from forked import run_ranks
 from sidebranch.cli import main
 from sidebranch.config import recipe
 from sidebranch.runs import checkpoint
+from sidebranch.runs.console import Silent
 from sidebranch.runs.folder import RunFolder
 from sidebranch.train.loop import train
+from sidebranch.train.signals import Interrupted
 from sidebranch.train.step import TrainStep
+from training import StopAt, assert_same, changed, weights
 
 # No batch norm, whose statistics would be of a share. 19 and 9 images: of the last batches some ranks have nothing.
 PLAIN = """
@@ -94,6 +98,12 @@ def command_that_loses_a_rank(config, folder, step):
     return main(["train", str(config), "--output", str(folder)])
 
 
+def train_until(config, folder, done=0):
+    """Trains, or goes on, until a step is reached, if it is not 0."""
+    with nullcontext() if not done else pytest.raises(Interrupted):
+        train(config, folder, resume=folder.is_used(), reporter=StopAt(done) if done else Silent())
+
+
 @pytest.mark.parametrize(("count", "names"), [(2, tuple(RUNS)), (4, ("plain", "branches left out"))])
 def test_several_processes_train_as_one(configs, alone, tmp_path, count, names):
     chosen = [path for path in configs if path.stem in names]
@@ -135,3 +145,17 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_numbe
     assert "--resume" in messages[0]
     train(recipe.load(config), RunFolder(tmp_path / "plain"), resume=True)
     assert_close(read(tmp_path / "plain"), alone["plain"])
+
+
+def test_a_run_whose_average_teaches_goes_on_with_the_same_bits(digits_config, tmp_path):
+    """Though running statistics are each process's own, and a checkpoint within an epoch holds the first's."""
+    config = changed(digits_config, objective={"teachers": ["average"], "average": 0.9})
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    for folder, done in ((whole, 0), (stopped, 2), (stopped, 0)):
+        statuses, messages = run_ranks(2, tmp_path, train_until, config, folder, done)
+        assert statuses == [0, 0], messages
+    learnt = [dict(weights(each)) for each in (whole, stopped)]
+    for each in learnt:  # running statistics are not what is learnt
+        for name in [name for name in each if "running" in name]:
+            del each[name]
+    assert_same(*learnt)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from lightning.fabric import Fabric
 from timm.utils.model_ema import ModelEmaV3
@@ -23,7 +24,7 @@ def test_it_is_what_the_average_says():
     net = sb.attach(Little(), little_branches())
     average = ModelEmaV3(net, decay=0.9)
     images = torch.randn(4, 1, 8, 8)
-    taught = AverageTeacher(("average", "average.b2"), average)(images, ("main", "b1"), {})
+    taught = AverageTeacher(("average", "average.b2"), average, net.eval())(images, ("main", "b1"), {})
     wanted = average.module(images)
     assert taught.keys() == {"average", "average.b2"}
     for found, name in zip(taught["average"], ("main", "b1"), strict=True):
@@ -31,7 +32,26 @@ def test_it_is_what_the_average_says():
     torch.testing.assert_close(taught["average.b2"], wanted["b2"])
     assert not taught["average.b2"].requires_grad
     with pytest.raises(sb.UserError, match="no teacher 'average.b4'; did you mean"):
-        AverageTeacher(("average.b4",), average)
+        AverageTeacher(("average.b4",), average, net)
+
+
+def test_it_normalises_by_the_batch_where_the_network_does():
+    """Before the first update both say the same, also where fresh running statistics would overflow in float16."""
+    net = sb.attach(timm.create_model("cifar_resnet110", num_classes=10))
+    average = ModelEmaV3(net, decay=0.9)
+    net.backbone.bn1.eval()
+    net.backbone.bn1.running_mean.fill_(0.5)
+    average.module.backbone.bn1.running_mean.fill_(0.5)
+    before = {name: each.clone() for name, each in average.module.named_buffers() if "tracked" not in name}
+    images = torch.randn(4, 3, 32, 32)
+    with torch.autocast("cpu", torch.float16):
+        taught = AverageTeacher(("average",), average, net)(images, net.names, {})
+        wanted = net(images)
+    for found, logits in zip(taught["average"], wanted.logits, strict=True):
+        torch.testing.assert_close(found, logits.detach())
+        assert found.isfinite().all()
+    assert_same({name: each for name, each in average.module.named_buffers() if name in before}, before)
+    assert not any(each.training for each in average.module.modules())
 
 
 def test_an_average_that_ships_teaches_too(digits_config, tmp_path):

@@ -115,7 +115,8 @@ class TrainStep:
         self.meter = Meter(inner.names, fabric.device, num_classes)
         self.objective_mean = Mean(fabric.device)
         self.averages = tuple(dict.fromkeys(each for each in (ema, average) if each is not None))
-        self.average_teacher = AverageTeacher(config.teachers_of(AVERAGE), average) if average is not None else None
+        named = config.teachers_of(AVERAGE)
+        self.average_teacher = None if average is None else AverageTeacher(named, average, inner)
         self.past = past
         self._outside = (*self.objective.teachers, *((TEACHER,) if teachers else ()))
         self.finiteness = Finiteness(inner.names, fabric.device, self._outside)
