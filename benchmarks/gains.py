@@ -91,10 +91,7 @@ def gains_table() -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for task, found in itertools.groupby(rows(), lambda row: (row.task, row.base)):
         kinds = {row.kind: row for row in found}
-        cells = [
-            f"{row.value} ({row.change.points:+.2f} ± {row.change.half_width:.2f})" if row else ""
-            for row in map(kinds.get, MARKS)
-        ]
+        cells = [f"{row.value} ({research.told(row.change)})" if row else "" for row in map(kinds.get, MARKS)]
         counts = sorted({row.value.count for row in kinds.values()})
         lines.append("| " + " | ".join([*map(str, task), *cells, " or ".join(map(str, counts))]) + " |")
     return "\n".join(lines)
@@ -136,7 +133,7 @@ def draw(theme: str) -> str:
         height -= 1.0 if row.task == before else 1.8
         better = -row.change.points if row.is_error else row.change.points
         style = {"color": colours[row.kind], "marker": MARKS[row.kind], "markersize": 6, "capsize": 3, "linewidth": 1.6}
-        axes.errorbar(better, height, xerr=row.change.half_width, **style)
+        axes.errorbar(better, height, xerr=row.change.half_width if row.change.of == "seeds" else None, **style)
         places.setdefault(row.task, []).append(height)
         before = row.task
     axes.axvline(0, color=soft, linewidth=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sidebranch.errors import Notice
 from sidebranch.inspect.record import Record, Spread, read_record, spread
-from sidebranch.inspect.significance import gain
+from sidebranch.inspect.significance import Gain, gain
 from sidebranch.runs.folder import RunFolder
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -55,8 +55,13 @@ def costs_of(study: str) -> dict[str, Any]:
 
 def change(errors: Errors, variant: str, base: str, images: int) -> str:
     """The paired difference to a row, with its 95 % interval from two common seeds on."""
-    found = gain(errors[variant], errors[base], images)
-    return f"{found.points:+.2f}" + (f" ± {found.half_width:.2f}" if found.half_width and found.of == "seeds" else "")
+    return told(gain(errors[variant], errors[base], images))
+
+
+def told(change: Gain) -> str:
+    """The points, with their interval if it is over seeds."""
+    is_over_seeds = change.half_width is not None and change.of == "seeds"
+    return f"{change.points:+.2f}" + (f" ± {change.half_width:.2f}" if is_over_seeds else "")
 
 
 def plain_table(study: str, beside: Sequence[str] = (), variants: Sequence[str] = ()) -> str:

@@ -125,9 +125,10 @@ cheap" is in this table a first attempt, which lost the gain: `--model.branches 
 
 ## CIFAR-100, all images, the paper's recipe
 
-ResNet-32 by DHM Table 1's recipe at its full length, in bf16 instead of float32 (`results/cifar100-resnet32/`): trained on an
-H200 until its time was over, which the first baseline's 164 epochs were within; DHM of seed 0 went on from its checkpoint on a
-CPU, and the others wait. So a row an epoch, over the seeds that got so far: two of the second learning rate, and the end.
+ResNet-32 by DHM Table 1's recipe at its full length, in bf16 instead of float32 (`results/cifar100-resnet32/`): trained
+on an H200 until its time was over, which the first baseline's 164 epochs were within; DHM of seed 0 went on from its
+checkpoint on a CPU, and the others wait. So a row an epoch, over the seeds that got so far: two of the second learning
+rate, and the end.
 
 {research.epochs_table("cifar100-resnet32", (100, 115))}
 

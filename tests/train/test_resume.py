@@ -28,9 +28,9 @@ VARIANTS = {
         "optim": {"name": "adam", "lr": 0.003, "amsgrad": True, "schedule": "one_cycle", "warmup": 0.3},
         "runtime": {"precision": "bf16-mixed"},
     },
-    "part of each batch, late start, early stop, a ramp": {
+    "part of each batch, late start, early stop, a ramp, a cooling": {
         "branches": {"batch_fraction": 0.3, "start_epoch": 0, "stop_epoch": 1},
-        "objective": {"mimicry_ramp": 2},
+        "objective": {"mimicry_ramp": 2, "temperature": 3.0, "temperature_end": 1.0},
     },
     "grown branches, moving roots, a first phase of new layers": {
         "model": {"name": "cifar_resnet20", "branches": "auto"},

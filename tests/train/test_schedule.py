@@ -3,7 +3,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from sidebranch.config.schema import OptimConfig
-from sidebranch.train.schedule import learning_rate, mimicry_scale
+from sidebranch.train.schedule import learning_rate, mimicry_scale, temperature
 
 STEPS = 7
 
@@ -50,3 +50,9 @@ def test_warm_up_is_linear_and_reaches_the_peak(schedule):
 def test_mimicry_rises_in_a_line_over_its_ramp():
     assert [mimicry_scale(2, step, 5) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert mimicry_scale(0, 0, 5) == 1.0
+
+
+def test_the_temperature_goes_in_a_line_to_its_end():
+    assert [temperature(3, 1, step, 5) for step in range(5)] == [3.0, 2.5, 2.0, 1.5, 1.0]
+    assert [temperature(3, 0, step, 5) for step in (0, 4)] == [3.0, 3.0]
+    assert temperature(3, 1, 0, 1) == 3.0

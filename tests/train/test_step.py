@@ -233,3 +233,14 @@ def test_lamb_clips_no_gradient_by_itself():
     """`optim.clip` does, where it is set; timm's default would clip at 1."""
     optimizer = build_optimizer(OptimConfig(name="lamb"), sb.attach(timm.create_model("cifar_resnet8")))
     assert {group["max_grad_norm"] for group in optimizer.param_groups} == {None}
+
+
+def test_the_temperature_may_change_over_a_training(digits_config, tmp_path):
+    """To the same value it trains alike; to another, every step but the first differs."""
+    made = {"stays": {"temperature": 2.0}, "to itself": {"temperature": 2.0, "temperature_end": 2.0}}
+    made["cools"] = {"temperature": 2.0, "temperature_end": 0.5}
+    losses = {
+        name: [row["train/loss"] for row in train(changed(digits_config, objective=each), RunFolder(tmp_path / name))]
+        for name, each in made.items()
+    }
+    assert losses["stays"] == losses["to itself"] != losses["cools"]

@@ -112,6 +112,7 @@ class ObjectiveConfig:
         average: decay of the moving average that teaches, unless optim.ema keeps one anyway.
         mimicry_ramp: epochs over which the weight of mimicry rises linearly from 0.
         temperature: of teachers and students in the mimicry terms.
+        temperature_end: what it has become, in a line, at the last step; 0: it stays.
         divergence: of student from teacher: `kl`, the papers'; `standardised`, of logits with mean 0 and standard
             deviation 1 an image; `reverse`, KL(student || teacher); `decoupled`, of the label and of all other classes.
         decoupled: weights of its two parts, alpha and beta.
@@ -128,6 +129,7 @@ class ObjectiveConfig:
     average: float = 0.99
     mimicry_ramp: int = 0
     temperature: float = 1.0
+    temperature_end: float = 0.0
     divergence: Literal["kl", "standardised", "reverse", "decoupled"] = "kl"
     decoupled: tuple[float, float] = (1.0, 8.0)
     label_smoothing: float = 0.0
@@ -142,6 +144,7 @@ class ObjectiveConfig:
             decoupled=AT_LEAST_0,
             mimicry_ramp=AT_LEAST_0,
             temperature=ABOVE_0,
+            temperature_end=AT_LEAST_0,
             label_smoothing=BELOW_1,
             triplet=AT_LEAST_0,
             triplet_margin=AT_LEAST_0,

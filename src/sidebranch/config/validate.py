@@ -236,6 +236,7 @@ _MIMICRY = (
     "objective.mimicry",
     "objective.mimicry_ramp",
     "objective.temperature",
+    "objective.temperature_end",
     "objective.divergence",
     "objective.decoupled",
     *_TEACHERS,

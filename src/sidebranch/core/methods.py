@@ -25,7 +25,13 @@ def dsl() -> Objective:
 
 
 def dks(
-    direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0, *, teachers: Sequence[str] = ()
+    direction: Direction = "both",
+    weight: float = 1.0,
+    temperature: float = 1.0,
+    *,
+    teachers: Sequence[str] = (),
+    divergence: str = "kl",
+    decoupled: tuple[float, float] = (1.0, 8.0),
 ) -> Objective:
     """Deeply-supervised Knowledge Synergy: every classifier also teaches every other (Sun et al. 2019, Eq. 4).
 
@@ -34,22 +40,30 @@ def dks(
         weight: of every mimicry term; 1 in the papers.
         temperature: 1 in the papers.
         teachers: names of further teachers, from which every classifier learns too; none in the papers.
+        divergence: `kl` in the papers; `Objective` has the others.
+        decoupled: weights of the two parts of `decoupled`.
     """
     if direction not in ("both", "top_down", "bottom_up"):
         raise UserError(f"the direction is '{direction}'; choose from: both, top_down, bottom_up")
     pairs = partial(_pairs, direction=direction, weight=weight, beyond=len(teachers))
-    return Objective(_everyone, pairs, temperature, teachers=teachers)
+    return Objective(_everyone, pairs, temperature, None, teachers, divergence, decoupled)
 
 
 def dhm(
-    direction: Direction = "both", weight: float = 1.0, temperature: float = 1.0, *, teachers: Sequence[str] = ()
+    direction: Direction = "both",
+    weight: float = 1.0,
+    temperature: float = 1.0,
+    *,
+    teachers: Sequence[str] = (),
+    divergence: str = "kl",
+    decoupled: tuple[float, float] = (1.0, 8.0),
 ) -> Objective:
     """Dynamic Hierarchical Mimicking: DKS's arrays, masked by a draw at each epoch or step (Li & Chen 2020, Eqs. 6-9).
 
     The draw comes from a sampler (`sb.Bernoulli`, `sb.Categorical`) and is passed as `mimics`. In the paper's main
-    experiments every classifier always takes part: there DHM and DKS are the same loss.
+    experiments every classifier always takes part: there DHM and DKS are the same loss. The arguments are DKS's.
     """
-    return dks(direction, weight, temperature, teachers=teachers)
+    return dks(direction, weight, temperature, teachers=teachers, divergence=divergence, decoupled=decoupled)
 
 
 def mean_teacher(weight: float = 1.0, temperature: float = 1.0, teacher: str = "average") -> Objective:
@@ -112,7 +126,8 @@ def pcl(weight: float = 1.0, temperature: float = 3.0) -> Objective:
     The paper's ramp over the first 80 of 300 epochs is `mimicry_scale`.
 
     Differs: its ensemble has a classifier of its own on all peers' features, which learns from the labels; its peers
-    learn from the others' averages, here from the mean of all.
+    learn from the others' averages, here from the mean of all. Where sampling leaves only k of the C classifiers
+    mimicking, their ensemble weighs k / C.
 
     Args:
         weight: of each of the two teachers.
@@ -128,6 +143,8 @@ def kd(
     deep_supervision: bool = False,
     weight: float = 1.0,
     temperature: float = 1.0,
+    divergence: str = "kl",
+    decoupled: tuple[float, float] = (1.0, 8.0),
 ) -> Objective:
     """Knowledge distillation from an outside, frozen teacher (Hinton et al. 2015; the rows of DKS's Table 6).
 
@@ -137,11 +154,14 @@ def kd(
         deep_supervision: whether the branches learn from the labels too ("+DS").
         weight: of every student's mimicry.
         temperature: T; DKS tried 1, 2, 5, 10 and 20.
+        divergence: `kl`, or one of `Objective`'s others.
+        decoupled: weights of the two parts of `decoupled`.
     """
     if students not in ("main", "branches", "all"):
         raise UserError(f"the students are '{students}'; choose from: main, branches, all")
     labels = _everyone if deep_supervision else _main_only
-    return Objective(labels, partial(_outside_row, students=students, weight=weight), temperature, teacher)
+    row = partial(_outside_row, students=students, weight=weight)
+    return Objective(labels, row, temperature, teacher, (), divergence, decoupled)
 
 
 def _everyone(count: int) -> Vector:

@@ -67,7 +67,8 @@ class Loss:
         mimicry: [P, C], mean cross-entropy of student q to teacher p. The diagonal is each classifier's own entropy:
             the first C rows less `diagonal[:, None]` are the Kullback-Leibler divergences; of `reverse`, all rows less
             `diagonal[None, :]`; of `decoupled`, all rows as they are. P is C and one for each further teacher, C the
-            live classifiers. All zeros where nobody teaches.
+            live classifiers. All zeros where nobody teaches; the row of a teacher that is silent in a step (`taught`
+            None) weighs 0 and says nothing.
     """
 
     total: Float[Tensor, ""]
@@ -114,17 +115,13 @@ class Objective(nn.Module):
             raise UserError(f"teachers is '{teachers}'; give a list, such as ['{teachers}']")
         if len(set(teachers)) < len(teachers):
             raise UserError(f"teachers is {list(teachers)}; name each once")
-        if divergence not in DIVERGENCES:
-            raise UserError(f"the divergence is '{divergence}'; choose from: {', '.join(DIVERGENCES)}")
         if min(decoupled) < 0:
             raise UserError(f"the weights of the decoupled parts are {decoupled}; they must be at least 0")
-        if not isinstance(temperature, Real) or not temperature > 0:
-            raise UserError(f"the temperature is {temperature!r}; it must be a number above 0")
         self.supervision = supervision
         self.mimicry = mimicry
-        self.temperature: float = float(temperature)
+        self.temperature: float = _positive(temperature)
         self.teachers: tuple[str, ...] = tuple(teachers)
-        self.divergence: str = divergence
+        self.divergence: str = _known(divergence)
         self.decoupled: tuple[float, float] = decoupled
         # In a tuple, so that it is no submodule: it has no place in state_dict, parameters or train().
         given = (teacher,) if isinstance(teacher, (nn.Module, str)) else teacher or ()
@@ -189,6 +186,7 @@ class Objective(nn.Module):
         mimics: Sequence[str] | None = None,
         images: Tensor | None = None,
         mimicry_scale: float = 1.0,
+        temperature: float | None = None,
         taught: Mapping[str, Taught] | None = None,
     ) -> Loss:
         """The loss of one batch. Never waits for the device.
@@ -201,6 +199,7 @@ class Objective(nn.Module):
             mimics: classifiers that teach and learn from one another in this step (Phi in DHM's Eq. 6); all if None.
             images: [N, ...], for the outside teacher if there is one.
             mimicry_scale: factor of all mimicry terms, for a ramp over training.
+            temperature: T of this step, for a schedule over training; the objective's own if None.
             taught: further teacher to its logits, [N, K], or to those of several, [N, K] each, whose mean probability
                 teaches; None for one that does not teach in this step. Their gradient is not taken.
 
@@ -218,6 +217,8 @@ class Objective(nn.Module):
             known = f"this objective's are: {', '.join(self.teachers)}" if self.teachers else "this objective has none"
             raise UserError(f"there is no further teacher '{unknown[0]}' to be taught by; {known}")
         targets = targets if targets.is_floating_point() else targets.long()
+        temperature = _positive(self.temperature if temperature is None else temperature)
+        divergence = _known(self.divergence)
         if isinstance(mimics, str):
             raise UserError(f"mimics is a sequence of names, such as ('main', '{mimics}'), not one")
         for name in mimics or ():
@@ -227,13 +228,13 @@ class Objective(nn.Module):
         silent = [name in taught and taught[name] is None for name in self.teachers]
         supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics, silent)
         device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
-        outside = self._outside(images, taught, logits[0])
+        outside = self._outside(images, taught, logits[0], temperature)
         is_meta = device.type == "meta"  # it has no autocast
         weights = _constant(supervision, device, dtype)
         pairs_weights = _constant(mimicry, device, dtype) if any(map(any, mimicry)) else None
         with nullcontext() if is_meta else torch.autocast(device.type, enabled=False):
-            if self.divergence == "kl" or pairs_weights is None:
-                settings = weights, pairs_weights, self.temperature, mimicry_scale, targets, outside
+            if divergence == "kl" or pairs_weights is None:
+                settings = weights, pairs_weights, temperature, mimicry_scale, targets, outside
                 total, labels, pairs = FusedLoss.apply(*settings, *logits)  # pyright: ignore[reportGeneralTypeIssues]
                 if pairs_weights is None:
                     pairs = pairs.new_zeros(len(mimicry), len(names))
@@ -242,14 +243,14 @@ class Objective(nn.Module):
             seen = min(map(len, logits))
             students = [each[:seen].to(dtype) for each in logits]
             outside = outside if outside is None else outside[:seen]
-            common = students, outside, pairs_weights * mimicry_scale, self.temperature
-            if self.divergence == "reverse":
+            common = students, outside, pairs_weights * mimicry_scale, temperature
+            if divergence == "reverse":
                 mutual, pairs = divergences.reverse(*common)
-            elif self.divergence == "decoupled":
+            elif divergence == "decoupled":
                 classes = targets if targets.ndim == 1 else targets.argmax(1)
                 mutual, pairs = divergences.decoupled(*common, classes[:seen], self.decoupled)
             else:
-                settings = torch.zeros_like(weights), pairs_weights, self.temperature, mimicry_scale, targets[:seen]
+                settings = torch.zeros_like(weights), pairs_weights, temperature, mimicry_scale, targets[:seen]
                 given = map(standardised, students)
                 mutual, _, pairs = FusedLoss.apply(*settings, outside, *given)  # pyright: ignore[reportGeneralTypeIssues]
         return Loss(total + mutual, labels, pairs)
@@ -270,7 +271,9 @@ class Objective(nn.Module):
         made = {name: OWN[name](heard, targets[:seen]) for name in wanted}
         return {**taught, **{name: torch.cat([each, main[seen:]]) for name, each in made.items()}}
 
-    def _outside(self, images: Tensor | None, taught: Mapping[str, Taught], main: Tensor) -> Tensor | None:
+    def _outside(
+        self, images: Tensor | None, taught: Mapping[str, Taught], main: Tensor, temperature: float
+    ) -> Tensor | None:
         """The further teachers' probabilities, [N, T, K], if there are any; main's for those that are silent."""
         found = []
         for name in self.teachers:
@@ -286,15 +289,27 @@ class Objective(nn.Module):
             with torch.no_grad():
                 said = [check_teacher(TEACHER, each(images), main) for each in self._teachers]
             found.append([each for logits in said for each in logits])
-        return torch.stack([self._softened(each) for each in found], 1) if found else None
+        return torch.stack([self._softened(each, temperature) for each in found], 1) if found else None
 
     @torch.no_grad()
-    def _softened(self, logits: Sequence[Tensor]) -> Tensor:
+    def _softened(self, logits: Sequence[Tensor], temperature: float) -> Tensor:
         """The mean probability at this temperature, [N, K]."""
         precise = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
         if self.divergence == "standardised":
             precise = [standardised(each) for each in precise]
-        return torch.stack([(each / self.temperature).softmax(-1) for each in precise]).mean(0)
+        return torch.stack([(each / temperature).softmax(-1) for each in precise]).mean(0)
+
+
+def _positive(temperature: float) -> float:
+    if not isinstance(temperature, Real) or not temperature > 0:
+        raise UserError(f"the temperature is {temperature!r}; it must be a number above 0")
+    return float(temperature)
+
+
+def _known(divergence: str) -> str:
+    if divergence not in DIVERGENCES:
+        raise UserError(f"the divergence is '{divergence}'; choose from: {', '.join(DIVERGENCES)}")
+    return divergence
 
 
 def _vector(weights: Supervision, names: Sequence[str]) -> Sequence[float]:

@@ -33,6 +33,11 @@ def mimicry_scale(ramp: int, step: int, steps_per_epoch: int) -> float:
     return min(1.0, step / (ramp * steps_per_epoch)) if ramp else 1.0
 
 
+def temperature(start: float, end: float, step: int, total: int) -> float:
+    """T at a step of `total`: in a line from `start` to `end`, which the last one has; `start` if `end` is 0."""
+    return start + (end - start) * step / max(1, total - 1) if end else start
+
+
 def _one_cycle(step: int, total: int, warmup: float) -> float:
     peak = max(warmup - 1, 0.0)
     if step <= peak:

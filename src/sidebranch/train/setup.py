@@ -41,6 +41,7 @@ def build_objective(config: Config, teachers: Sequence[nn.Module] = ()) -> Objec
         teachers: of method kd: images as the student sees them to logits.
     """
     options = config.objective
+    how = {"temperature": options.temperature, "divergence": options.divergence, "decoupled": options.decoupled}
     weight, pairs = (options.mimicry, None) if isinstance(options.mimicry, (int, float)) else (1.0, options.mimicry)
     if config.method == "baseline":
         return methods.baseline()
@@ -49,10 +50,9 @@ def build_objective(config: Config, teachers: Sequence[nn.Module] = ()) -> Objec
     elif config.method == "kd":
         assert teachers
         students, labels = config.teacher.students, config.teacher.deep_supervision
-        made = methods.kd(teachers, students, deep_supervision=labels, weight=weight, temperature=options.temperature)
+        made = methods.kd(teachers, students, deep_supervision=labels, weight=weight, **how)
     else:
-        made = methods.dhm(options.direction, weight, options.temperature, teachers=config.teachers)
-    made.divergence, made.decoupled = options.divergence, options.decoupled
+        made = methods.dhm(options.direction, weight, teachers=config.teachers, **how)
     if options.supervision:
         made.supervision = options.supervision
     if pairs is not None and config.method != "dsl":

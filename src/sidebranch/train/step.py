@@ -25,7 +25,7 @@ from sidebranch.train import setup
 from sidebranch.train.average import AVERAGE, AverageTeacher
 from sidebranch.train.finiteness import Finiteness, first_not_finite
 from sidebranch.train.past import PastTeacher
-from sidebranch.train.schedule import learning_rate, mimicry_scale
+from sidebranch.train.schedule import learning_rate, mimicry_scale, temperature
 from sidebranch.train.targets import mixing, soft_targets
 
 
@@ -203,10 +203,19 @@ class TrainStep:
             if self.past is not None:
                 taught |= self.past.of(numbers, moment.epoch, outputs)
                 self.past.remember(numbers, outputs)
-        scale = mimicry_scale(config.objective.mimicry_ramp, moment.done, moment.steps)
+        options = config.objective
+        scale = mimicry_scale(options.mimicry_ramp, moment.done, moment.steps)
+        total = config.optim.epochs * moment.steps
+        soft = temperature(options.temperature, options.temperature_end, moment.done, total)
         with self.fabric.autocast():  # for the outside teacher; the loss itself is in float32
             loss = self.objective(
-                outputs, targets, mimics=draw.mimics, images=images, mimicry_scale=scale, taught=taught
+                outputs,
+                targets,
+                mimics=draw.mimics,
+                images=images,
+                mimicry_scale=scale,
+                temperature=soft,
+                taught=taught,
             )
         weighted = loss.total if weight == 1 else loss.total * weight
         objective = loss.total.detach()
