@@ -16,7 +16,7 @@ from sidebranch.runs.folder import RunFolder
 
 RESULTS = Path(__file__).parent.parent / "results"
 CHEAP = "--model.branches auto --branches.width 1 --branches.pool 2 --branches.use '[b1]'"
-BEST = "--objective.teachers '[best]' --objective.temperature 3 --objective.mimicry '{best->main: 1, best->b1: 1}'"
+BEST = "--objective.teachers '[best]' --objective.temperature 3 --objective.mimicry '{best->*: 1}'"
 ON_TOP = ("label smoothing", "CutMix", "mixup", "moving average", "twice as long")
 KINDS = {  # of branches, as tables call them, to a study's row
     "DHM": "DHM",

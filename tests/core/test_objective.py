@@ -1,4 +1,5 @@
 import math
+import re
 from functools import partial
 
 import pytest
@@ -291,6 +292,17 @@ def test_the_mimicry_terms_may_be_scaled():
     none, half, full = (sb.dhm()(out, labels, mimicry_scale=scale).total for scale in (0.0, 0.5, 1.0))
     assert torch.allclose(none, sb.dsl()(out, labels).total)
     assert torch.allclose(half, (none + full) / 2)
+
+
+def test_a_star_in_a_pair_is_everyone_and_a_later_pair_counts():
+    names = ("main", "b1", "b2")
+    made = partial(sb.Objective, [1, 1, 1], teachers=["average"])
+    assert made(mimicry={"average->*": 2}).arrays(names)[1] == (*[(0.0,) * 3] * 3, (2.0,) * 3)
+    found = made(mimicry={"* -> *": 0.5, "main->*": 1, "*->b2": 0}).arrays(names)[1]
+    assert found == ((0.0, 1.0, 0.0), (0.5, 0.0, 0.0), (0.5, 0.5, 0.0), (0.5, 0.5, 0.0))
+    for wrong in ("*", "b3->*", "->", "main->main"):
+        with pytest.raises(sb.UserError, match=f"names no pair '{re.escape(wrong)}'"):
+            made(mimicry={wrong: 1}).arrays(names)
 
 
 @pytest.mark.parametrize("divergence", ["kl", "standardised", "reverse", "decoupled"])

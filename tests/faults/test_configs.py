@@ -45,6 +45,7 @@ BEYOND = {
     "objective.mimicry": -1.0,
     "objective.mimicry_ramp": -1,
     "objective.temperature": 0.0,
+    "objective.temperature_end": -1.0,
     "objective.label_smoothing": 1.0,
     "objective.triplet": -1.0,
     "objective.triplet_margin": -1.0,

@@ -43,6 +43,7 @@ Supervision = Sequence[float] | Mapping[str, float] | Callable[[int], Sequence[f
 Mimicry = Sequence[Sequence[float]] | Mapping[str, float] | Callable[[int], Sequence[Sequence[float]]]
 Taught: TypeAlias = "Tensor | Sequence[Tensor] | Classified | None"  # of one, or of several together
 TEACHER = "teacher"  # the outside teacher's name in pairs
+ANY = "*"  # everyone's
 
 
 @runtime_checkable
@@ -83,8 +84,9 @@ class Objective(nn.Module):
         supervision: [C] weights of the labels, lambda in DHM's Eq. 8; or a mapping of names, `{"main": 1, "b1": 0.5}`,
             the others 0; or a function from C to the weights.
         mimicry: [C, C] weights, mu in DHM's Eq. 9: entry [p, q] is how much p teaches q, and the diagonal is ignored;
-            or a mapping of pairs, `{"b1->main": 1}`, the others 0; or a function from C to the weights. Further
-            teachers are further rows, `teachers` first; the outside network's name in pairs is "teacher".
+            or a mapping of pairs, `{"b1->main": 1, "main->*": 0.5}`, the others 0, of two that mean the same pair the
+            later; or a function from C to the weights. Further teachers are further rows, `teachers` first; the
+            outside network's name in pairs is "teacher".
         temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
         teacher: an outside network, images to logits, or several, whose mean probability teaches. The objective keeps
             frozen copies in eval mode, which follow `.to()` and stay out of `state_dict()`. Calls then need `images`.
@@ -326,12 +328,15 @@ def _matrix(weights: Mimicry, teachers: Sequence[str], students: Sequence[str]) 
     """Weights of the pairs, a row a teacher and a column a student."""
     if not isinstance(weights, Mapping):
         return weights(len(students)) if callable(weights) else weights
-    pairs = [f"{p}->{q}" for p in teachers for q in students if p != q]
-    for pair in weights:
-        if pair.replace(" ", "") not in pairs:
-            raise UserError(f"mimicry names no pair '{pair}', teacher->student; {nearest(pair, pairs)}")
-    known = {pair.replace(" ", ""): weight for pair, weight in weights.items()}
-    return [[known.get(f"{p}->{q}", 0.0) for q in students] for p in teachers]
+    found = {(p, q): 0.0 for p in teachers for q in students if p != q}
+    for pair, weight in weights.items():
+        teacher, _, student = pair.replace(" ", "").partition("->")
+        meant = [(p, q) for p, q in found if teacher in (p, ANY) and student in (q, ANY)]
+        if not meant:
+            known = nearest(pair, [f"{p}->{q}" for p, q in found])
+            raise UserError(f"mimicry names no pair '{pair}', teacher->student; {known}")
+        found |= dict.fromkeys(meant, weight)
+    return [[found.get((p, q), 0.0) for q in students] for p in teachers]
 
 
 def _masked(
