@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sidebranch as sb
+from sidebranch.config.method import ObjectiveConfig
 from sidebranch.inspect.arrays import who_teaches_whom
 from sidebranch.inspect.chart import scripts
 from sidebranch.inspect.charts import calibration_error, error_over_epochs, final_values, worst_classes
@@ -139,6 +140,12 @@ def test_the_arrays_are_drawn_as_they_were_trained():
     )
     assert "T = 3" in chart.caption
     assert "average: the moving average of the network" in chart.caption
+    settings = ObjectiveConfig(temperature_end=1.0, mimicry_ramp=8, divergence="decoupled", decoupled=(1.0, 2.0))
+    described = sb.dhm(temperature=3, divergence="decoupled").described(("main", "b1"))
+    caption = who_teaches_whom("mine", described, settings).caption
+    assert "T = 3, which goes to 1 in a line" in caption
+    assert "Divergence: decoupled (1 for the label, 2 for the others)" in caption
+    assert "rise from 0 over the first 8 epochs" in caption
     plain = who_teaches_whom("baseline", sb.baseline().described(("main",)))
     assert plain.rows == (("labels", "main", "1"),)
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import altair as alt
 
+from sidebranch.config.method import ObjectiveConfig
 from sidebranch.inspect.chart import Chart, chart_of
 
 LABELS = "labels"
 ROW = 34  # pixels
+PLAIN = ObjectiveConfig()
 EXPLAINED = {
     "average": "average: the moving average of the network",
     "past": "past: the prediction of the epoch before for the same image",
@@ -23,8 +25,14 @@ EXPLAINED = {
 }
 
 
-def who_teaches_whom(kind: str, described: Mapping[str, Any]) -> Chart:
-    """A row a teacher, the labels first, and a column a student; the area of a disc is its weight in the loss."""
+def who_teaches_whom(kind: str, described: Mapping[str, Any], settings: ObjectiveConfig = PLAIN) -> Chart:
+    """A row a teacher, the labels first, and a column a student; the area of a disc is its weight in the loss.
+
+    Args:
+        kind: of run.
+        described: its objective.
+        settings: of its config, for what changes over a training.
+    """
     students, teachers = described["students"], [LABELS, *described["teachers"]]
     table = [described["supervision"], *described["mimicry"]]
     values = [
@@ -45,15 +53,13 @@ def who_teaches_whom(kind: str, described: Mapping[str, Any]) -> Chart:
     )
     shown = base.transform_calculate(shown="datum.weight == 0 ? '·' : format(datum.weight, '.3~g')")
     text = shown.mark_text(dx=22, fontSize=12, color="currentColor").encode(text="shown:N")
-    softened = f" Teachers and students are softened by T = {described['temperature']:g}." if _teaches(table) else ""
-    other = described["divergence"]
-    softened += f" Divergence: {other}." if other != "kl" and _teaches(table) else ""
+    how = _how(described, settings) if any(map(any, table[1:])) else ""
     roles = dict.fromkeys(name.partition(".")[0] for name in teachers)
     further = [EXPLAINED[each] for each in roles if each in EXPLAINED]
     return chart_of(
         f"{kind}: who teaches whom",
         "Weights in the loss: of the labels (first row) and of what each classifier learns from each teacher."
-        + softened
+        + how
         + (f" {'; '.join(further)}." if further else ""),
         (discs + text).properties(height=ROW * len(teachers)),
         ("teacher", "student", "weight"),
@@ -61,5 +67,12 @@ def who_teaches_whom(kind: str, described: Mapping[str, Any]) -> Chart:
     )
 
 
-def _teaches(table: list[list[float]]) -> bool:
-    return any(any(row) for row in table[1:])
+def _how(described: Mapping[str, Any], settings: ObjectiveConfig) -> str:
+    """The temperature, the divergence and the ramp, a sentence each."""
+    end, divergence, ramp = settings.temperature_end, described["divergence"], settings.mimicry_ramp
+    cools = f", which goes to {end:g} in a line" if end else ""
+    text = f" Teachers and students are softened by T = {described['temperature']:g}{cools}."
+    if divergence != "kl":
+        parts = " ({:g} for the label, {:g} for the others)".format(*settings.decoupled)
+        text += f" Divergence: {divergence}{parts if divergence == 'decoupled' else ''}."
+    return text + (f" The weights of mimicry rise from 0 over the first {ramp} epochs." if ramp else "")
