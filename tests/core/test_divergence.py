@@ -158,3 +158,24 @@ def test_an_unknown_divergence_is_refused():
     with pytest.raises(sb.UserError, match="the divergence is 'l2'; choose from: kl, standardised, reverse, decoupled"):
         sb.Objective([1.0], [[0.0]], divergence="l2")
     assert sb.dhm().divergence == "kl"
+
+
+@pytest.mark.parametrize("divergence", ["kl", "standardised", "reverse", "decoupled"])
+def test_a_step_may_have_a_temperature_of_its_own(divergence):
+    """The outside teacher's and the further teachers' too."""
+    out = sb.Outputs(("main", "b1"), (torch.randn(6, 5), torch.randn(6, 5)))
+    labels, taught = torch.tensor([0, 1, 2, 3, 4, 0]), {"average": torch.randn(6, 5)}
+    made = partial(sb.dhm, teachers=["average", "ensemble"], divergence=divergence)
+    found, wanted = made()(out, labels, temperature=3, taught=taught), made(temperature=3)(out, labels, taught=taught)
+    assert torch.equal(found.total, wanted.total)
+    assert not torch.allclose(found.total, made()(out, labels, taught=taught).total)
+    for wrong in (0, -1):
+        with pytest.raises(sb.UserError, match="it must be a number above 0"):
+            made()(out, labels, temperature=wrong, taught=taught)
+
+
+def test_a_divergence_that_nobody_knows_is_refused_when_it_is_used():
+    objective = sb.dhm()
+    objective.divergence = "l2"
+    with pytest.raises(sb.UserError, match="the divergence is 'l2'; choose from"):
+        objective(sb.Outputs(("main",), (torch.randn(2, 5),)), torch.tensor([0, 1]))
