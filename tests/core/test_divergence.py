@@ -1,6 +1,7 @@
 """Other divergences than the fused one: formulas against loops, gradients against finite differences."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
