@@ -25,7 +25,6 @@ from sidebranch.runs.headline import TOP1
 
 MARKS = dict(zip(research.KINDS, "oD^", strict=True))
 TASKS = {  # study to what it is
-    "cifar100-resnet32-34-epochs": "CIFAR-100, all images, ResNet-32, 34 of 164 epochs",
     "digits-methods": "digits, half of the labels replaced, ResNet-20",
     "reid-synthetic": "drawn people, re-identification, mAP",
 }
@@ -80,6 +79,7 @@ def rows() -> list[Row]:
         found += of_study("mine-on-top", task, _kinds("mine-on-top", what), what or "baseline")
     found += of_study("mine-on-top-60-epochs", "the same, twice the epochs", _kinds("mine-on-top-60-epochs"))
     found += of_study("cheap-setting", "CIFAR-100, 10,000 images, ResNet-32, 40 epochs", _kinds("cheap-setting"))
+    found += of_study("cifar100-resnet32", "CIFAR-100, all images, ResNet-32, the paper's 164 epochs", {"DHM": "DHM"})
     found += [of_runs(study) for study in TASKS]
     found += of_study("finetune-imagenette/finetune", TUNED, {"DHM": "DHM"})
     found += of_study("finetune-imagenette/finetune", "the same, branches copied", {"DHM, copied branches": "DHM"})

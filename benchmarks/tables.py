@@ -128,9 +128,9 @@ cheap" is in this table a first attempt, which lost the gain: `--model.branches 
 ResNet-32 by DHM Table 1's recipe at its full length, in bf16 instead of float32 (`results/cifar100-resnet32/`): trained
 on an H200 until its time was over, which the first baseline's 164 epochs were within; DHM of seed 0 went on from its
 checkpoint on a CPU, and the others wait. So a row an epoch, over the seeds that got so far: two of the second learning
-rate, and the last that DHM of seed 0 had.
+rate, and the end.
 
-{research.epochs_table("cifar100-resnet32", (100, 115, 158))}
+{research.epochs_table("cifar100-resnet32", (100, 115, 164))}
 
 ## CIFAR-100, all images, a fifth of the epochs
 
