@@ -127,17 +127,17 @@ def draw(theme: str) -> str:
     """Every row's gain, with its interval: right of 0 is better than the baseline."""
     ink, soft, cheap, dhm = COLOURS[theme]
     colours = dict(zip(MARKS, (dhm, cheap, ink), strict=True))
-    figure, axes = plt.subplots(figsize=(8.4, 4.8))
+    figure, axes = plt.subplots(figsize=(8.4, 6.0))
     places, height, before = {}, 0.0, ""
     for row in rows():
-        height -= 1.0 if row.task == before else 1.8
+        height -= 1.0 if row.task == before else 2.3
         better = -row.change.points if row.is_error else row.change.points
         style = {"color": colours[row.kind], "marker": MARKS[row.kind], "markersize": 6, "capsize": 3, "linewidth": 1.6}
         axes.errorbar(better, height, xerr=row.change.half_width if row.change.of == "seeds" else None, **style)
         places.setdefault(row.task, []).append(height)
         before = row.task
     axes.axvline(0, color=soft, linewidth=1)
-    axes.set_yticks([mean(found) for found in places.values()], [textwrap.fill(task, 40) for task in places])
+    axes.set_yticks([mean(found) for found in places.values()], [textwrap.fill(task, 42) for task in places])
     axes.tick_params(colors=ink, labelsize=8.5)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -146,7 +146,7 @@ def draw(theme: str) -> str:
     handles = [
         axes.plot([], [], color=colours[each], marker=MARKS[each], linewidth=1.6, label=each)[0] for each in MARKS
     ]
-    axes.legend(handles=handles, frameon=False, labelcolor=ink, fontsize=9, loc="lower right")
+    axes.legend(handles=handles, frameon=False, labelcolor=ink, fontsize=9, loc="upper left")
     return svg(figure)
 
 
