@@ -128,7 +128,7 @@ cheap" is in this table a first attempt, which lost the gain: `--model.branches 
 ResNet-32 by DHM Table 1's recipe at its full length, in bf16 instead of float32 (`results/cifar100-resnet32/`): trained
 on an H200 until its time was over, which the first baseline's 164 epochs were within; DHM of seed 0 went on from its
 checkpoint on a CPU, and the others wait. So a row an epoch, over the seeds that got so far: two of the second learning
-rate, and the end.
+rate, and the end. (The times in that folder's `table.md` are of both machines, and no comparison.)
 
 {research.epochs_table("cifar100-resnet32", (100, 115, 164))}
 

@@ -46,7 +46,7 @@ def dks(
     if direction not in ("both", "top_down", "bottom_up"):
         raise UserError(f"the direction is '{direction}'; choose from: both, top_down, bottom_up")
     pairs = partial(_pairs, direction=direction, weight=weight, beyond=len(teachers))
-    return Objective(_everyone, pairs, temperature, None, teachers, divergence, decoupled)
+    return Objective(_everyone, pairs, temperature, teachers=teachers, divergence=divergence, decoupled=decoupled)
 
 
 def dhm(
@@ -161,7 +161,7 @@ def kd(
         raise UserError(f"the students are '{students}'; choose from: main, branches, all")
     labels = _everyone if deep_supervision else _main_only
     row = partial(_outside_row, students=students, weight=weight)
-    return Objective(labels, row, temperature, teacher, (), divergence, decoupled)
+    return Objective(labels, row, temperature, teacher, divergence=divergence, decoupled=decoupled)
 
 
 def _everyone(count: int) -> Vector:

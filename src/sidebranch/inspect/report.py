@@ -197,8 +197,8 @@ def _of_classifiers(groups: Groups) -> list[Chart]:
     for kind, group in list(groups.items())[:MOST]:
         if len(group[0].columns) > 1:
             if "objective" in group[0].environment:  # the first runs have none
-                made = group[0].environment["objective"], group[0].config.objective
-                found.append(who_teaches_whom(kind, *made))
+                made, settings = group[0].environment["objective"], group[0].config.objective
+                found.append(who_teaches_whom(kind, made, settings))
             found += [charts.classifiers_over_epochs(kind, group), charts.mimicry_over_epochs(kind, group)]
     return [chart for chart in found if chart is not None]
 

@@ -20,7 +20,7 @@ class AverageTeacher:
     """`teacher(images, live, roots)` returns teacher to logits: of all classifiers together, or of one.
 
     The average normalises by the statistics of the batch wherever the network does. Its running statistics lag behind
-    its weights, by thousands of times in a training's first steps, and are each process's own.
+    its weights, most of all in a training's first steps, and are each process's own.
 
     Args:
         teachers: `average`, the mean probability of its live classifiers; `average.main`, `average.b1`, ..., one alone.
@@ -56,6 +56,8 @@ class AverageTeacher:
         """Elsewhere the same module is evaluated, and ships."""
         for own, theirs in self.norms:
             own.training = theirs.training
-        yield
-        for own, _ in self.norms:
-            own.training = False
+        try:
+            yield
+        finally:
+            for own, _ in self.norms:
+                own.training = False
