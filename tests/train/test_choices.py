@@ -14,7 +14,7 @@ from sidebranch.data.datasets import read_dataset
 from sidebranch.evaluation.of_run import evaluate_reference, evaluate_run
 from sidebranch.network import build_network
 from sidebranch.train.loop import train
-from sidebranch.train.setup import build_objective
+from sidebranch.train.setup import build_objective, may_fuse
 from training import changed, weights
 
 
@@ -149,3 +149,25 @@ def test_a_branch_of_a_resnet_starts_as_the_backbone_does():
         net = sb.attach(timm.create_model("resnet18", num_classes=5, zero_init_last=zero))
         last = [each.weight for path, each in net.named_modules() if path.endswith(".bn2")]
         assert all(bool((each == (0 if zero else 1)).all()) for each in last)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"branches": {"start_epoch": 1}},
+        {"sampling": {"kind": "bernoulli", "p": 0.5, "drops": "branch", "per": "step"}},
+        {"optim": {"new_layers_epochs": 1}},
+        {},
+    ],
+)
+def test_weights_whose_first_gradient_comes_late_train_on_any_device(digits_config, folder, monkeypatch, groups):
+    """With the choices made for CUDA: torch's fused SGD takes momentum buffers of all weights, or of none."""
+    asked, cuda = [], torch.device("cuda")
+
+    def as_on_cuda(config, choices, device):
+        asked.append(may_fuse(config, choices, cuda))
+        return asked[-1]
+
+    monkeypatch.setattr("sidebranch.train.setup.may_fuse", as_on_cuda)
+    train(changed(digits_config, **groups), folder)
+    assert asked == [not groups]

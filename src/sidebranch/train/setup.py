@@ -178,9 +178,14 @@ def build_past(config: Config, dataset: Dataset, fabric: Fabric) -> PastTeacher 
 
 
 def may_fuse(config: Config, choices: Choices, device: torch.device) -> bool:
-    """Whether one kernel may update all weights: on CUDA devices, unless a gradient scaler must unscale to clip."""
+    """Whether one kernel may update all weights, on CUDA devices.
+
+    Not if a gradient scaler must unscale to clip. Nor SGD if some weights get their first gradient after others:
+    torch's kernel wants all momentum buffers to exist, or none.
+    """
     scales_and_clips = choices.precision == "16-mixed" and config.optim.clip > 0
-    return device.type == "cuda" and not scales_and_clips
+    lacks_buffers = config.optim.name == "sgd" and config.optim.momentum > 0 and may_skip_parameters(config)
+    return device.type == "cuda" and not scales_and_clips and not lacks_buffers
 
 
 def train_new_layers_only(net: BranchedModel, only: bool) -> None:
