@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from our_step import OurStep
 from timing import in_turns, quartiles
 
+import sidebranch as sb
 from sidebranch.config.schema import Config
 from sidebranch.inspect.cost import costs
 from sidebranch.network import build_network
@@ -23,7 +25,8 @@ from sidebranch.study.spec import read_study
 from sidebranch.train.setup import build_sampler
 
 RESULTS = Path(__file__).parent.parent / "results"
-GROUPED = (2, 4, 8)  # of b1 and b2's convolutions, as published: their cost alone, to see whether training is worth it
+# Groups of b1 and b2's convolutions, as published: their cost alone, to see whether training is worth it.
+GROUPED = {f"convolutions of {groups} groups": groups for groups in (2, 4, 8)} | {"depth-wise convolutions": 0}
 
 
 def shape_of(config: Config) -> tuple[int, int, int]:
@@ -38,25 +41,22 @@ def step_of(config: Config, device: torch.device) -> OurStep:
 
 
 def grouped(config: Config, groups: int, device: torch.device) -> OurStep:
-    """DHM as published, with grouped 3x3 convolutions in its branches."""
+    """DHM as published, with grouped 3x3 convolutions in its branches; of 0 groups: with as many as there can be."""
     net = build_network(config, 100, (3, 32, 32))
     for body in net.branches.values():
         for path, layer in list(body.named_modules()):
             if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (3, 3):
                 sizes = layer.in_channels, layer.out_channels, 3, layer.stride, 1
                 parent, _, name = path.rpartition(".")
-                setattr(body.get_submodule(parent), name, torch.nn.Conv2d(*sizes, groups=groups, bias=False))  # pyright: ignore[reportArgumentType]
+                count = groups or math.gcd(layer.in_channels, layer.out_channels)
+                setattr(body.get_submodule(parent), name, torch.nn.Conv2d(*sizes, groups=count, bias=False))  # pyright: ignore[reportArgumentType]
     return OurStep(net, "dhm", device)
 
 
-def multiplies(config: Config) -> float:
+def multiplies(net: sb.BranchedModel, config: Config) -> float:
     """Multiply-adds of one image's forward pass, as a multiple of main's; a part of the batch counts as much less."""
-    with torch.device("meta"):
-        found = costs(build_network(config, 100, shape_of(config)), shape_of(config))
-    return (
-        sum(each.macs * (1 if each.name == "main" else config.branches.batch_fraction) for each in found)
-        / found[0].macs
-    )
+    main, *branches = [each.macs for each in costs(net, shape_of(config))]
+    return 1 + config.branches.batch_fraction * sum(branches) / main
 
 
 def share_on(config: Config) -> float:
@@ -76,8 +76,7 @@ def main() -> None:
     rows = {name: config for name, config in rows.items() if not options.only or name in options.only}
     steps = {name: step_of(config, device) for name, config in rows.items()}
     shares = {name: share_on(config) for name, config in rows.items()}
-    for groups in GROUPED if options.study == "cheap-branches" else ():
-        name = f"convolutions of {groups} groups"
+    for name, groups in GROUPED.items() if options.study == "cheap-branches" else ():
         steps[name], shares[name] = grouped(rows["DHM"], groups, device), 1.0
     first = rows["baseline"]
     size = first.data.batch_size
@@ -91,7 +90,7 @@ def main() -> None:
         time = statistics.fmean(ratios) if "drawn" in name else statistics.median(ratios)
         low, _, high = statistics.quantiles(ratios, n=4)
         row = {"variant": name, "time": round(time, 3), "low": round(low, 3), "high": round(high, 3)}
-        row |= {"macs": round(multiplies(rows[name]), 3)} if name in rows else {}
+        row["macs"] = round(multiplies(steps[name].net, rows.get(name, rows["DHM"])), 3)
         found.append(row | {"ms": quartiles(taken)})
         print(f"{time:5.2f} ({low:.2f}-{high:.2f})  {name}")
     out = RESULTS / options.study / "costs.json"
