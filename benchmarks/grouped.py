@@ -27,10 +27,10 @@ BATCH = 128
 
 def convolution(channels: int, side: int, groups: int) -> Callable[[], object]:
     """One forward pass, and the gradients of input and weight."""
-    made = {"dtype": torch.bfloat16}
-    images = torch.randn(BATCH, channels, side, side, **made).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(channels, channels // groups, 3, 3, **made).contiguous(memory_format=torch.channels_last)
-    images.requires_grad_(), weight.requires_grad_()
+    images, weight = (
+        torch.randn(*shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last).requires_grad_()
+        for shape in ((BATCH, channels, side, side), (channels, channels // groups, 3, 3))
+    )
     upstream = torch.randn_like(images)
 
     def step() -> object:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_objective import INDEX, NAMES, ONES, outputs_of, random_logits
+from torch import nn
 
 import sidebranch as sb
 
@@ -66,3 +67,25 @@ def test_names_and_sizes_of_further_teachers():
         sb.UserError, match=r"the teacher 'average' has logits of shape \[\[5, 6\]\]; main has \[5, 7\]"
     ):
         objective(outputs_of(logits), INDEX, taught={"average": torch.zeros(5, 6)})
+
+
+@pytest.mark.parametrize("divergence", ["kl", "reverse", "decoupled", "standardised"])
+def test_outside_networks_are_rows_of_their_own_behind_the_further_teachers(divergence):
+    """As much as the same logits given by the loop; one that is silent leaves the others their rows."""
+    logits, images = random_logits(), torch.randn(5, 4, dtype=torch.double)
+    first, second = nn.Linear(4, 7).double(), nn.Linear(4, 7).double()
+    past = torch.randn(5, 7, dtype=torch.double)
+    pairs = {"main->b1": 0.3, "past->main": 0.7, "teacher1->main": 0.5, "teacher2->b2": 2.0}
+    both = sb.Objective(ONES, pairs, 2.0, [first, second], ["past"], divergence=divergence)
+    assert both.rows(NAMES) == (*NAMES, "past", "teacher1", "teacher2")
+    given = sb.Objective(ONES, pairs, 2.0, teachers=["past", "teacher1", "teacher2"], divergence=divergence)
+    said = {"teacher1": first(images), "teacher2": second(images)}
+    for at_hand in (past, None):
+        loss = both(outputs_of(logits), INDEX, images=images, taught={"past": at_hand})
+        wanted = given(outputs_of(logits), INDEX, taught={"past": at_hand, **said})
+        torch.testing.assert_close(loss.total, wanted.total)
+        torch.testing.assert_close(loss.mimicry, wanted.mimicry)
+    with pytest.raises(sb.UserError, match="names no pair 'teacher->main'.* or 'teacher1->main'"):
+        sb.Objective(ONES, {"teacher->main": 1.0}, 1.0, [first, second]).arrays(NAMES)
+    with pytest.raises(sb.UserError, match="kd needs a teacher"):
+        sb.kd([])

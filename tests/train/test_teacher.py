@@ -62,7 +62,7 @@ def test_a_timm_network_s_own_images_are_known_whatever_its_file_says(header, tm
     assert teacher.size == tuple(network.pretrained_cfg["input_size"][1:])
 
 
-def test_several_networks_teach_by_their_mean_probability(teaching, folder, tmp_path):
+def test_several_networks_teach_a_row_each_as_much_as_their_mean_probability(teaching, folder, tmp_path):
     train(replace(changed(teaching, optim={"epochs": 1}), method="baseline", seed=8), RunFolder(tmp_path / "other"))
     both = changed(teaching, teacher={"run": (str(tmp_path / "teacher"), str(tmp_path / "other"))})
     train(both, folder)
@@ -73,8 +73,19 @@ def test_several_networks_teach_by_their_mean_probability(teaching, folder, tmp_
     images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     net = sb.attach(timm.create_model("cifar_resnet20", in_chans=1)).eval()
     loss = build_objective(config, teachers)(net(images), labels, images=images)
+    logits = net(images).main
+    labels_alone = torch.nn.functional.cross_entropy(logits, labels)
+    for row, each in zip(loss.mimicry[-2:], teachers, strict=True):
+        taught = each(images).softmax(-1)
+        torch.testing.assert_close(row[0], -(taught * logits.log_softmax(-1)).sum(-1).mean())
     taught = torch.stack([each(images).softmax(-1) for each in teachers]).mean(0)
-    torch.testing.assert_close(loss.mimicry[-1, 0], -(taught * net(images).main.log_softmax(-1)).sum(-1).mean())
+    of_main = changed(config, teacher={"students": "main"})
+    total = build_objective(of_main, teachers)(net(images), labels, images=images).total
+    torch.testing.assert_close(total, labels_alone - (taught * logits.log_softmax(-1)).sum(-1).mean())
+    weights = {"teacher1->main": 0.7, "teacher2->b1": 0.2}
+    own = build_objective(changed(config, objective={"mimicry": weights}), teachers)
+    assert own.arrays(("main", "b1"))[1] == ((0, 0), (0, 0), (0.7, 0), (0, 0.2))
+    assert own.described(("main", "b1"))["teachers"] == ["main", "b1", "teacher1", "teacher2"]
     swapped = changed(config, teacher={"run": tuple(reversed(config.teacher.run))})
     with pytest.raises(sb.UserError, match="are not those that the config names"):
         train(swapped, folder, resume=True)

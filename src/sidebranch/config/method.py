@@ -161,7 +161,8 @@ class TeacherConfig:
     """kd: the outside, frozen network that teaches; it sees the student's augmented images.
 
     Args:
-        run: folder of a finished run, whose shipped network teaches; of several, `[a, b]`, the mean probability.
+        run: folder of a finished run, whose shipped network teaches; of several, `[a, b]`, each has its part of the
+            weight, or its own by its name in `objective.mimicry`: `{teacher1->main: 0.7, teacher2->main: 0.3}`.
         model: or timm's name of a network.
         weights: its weights: a `.safetensors` file, or a checkpoint of the papers' public code; timm's own, downloaded,
             if empty. A file that does not say which images it is for is taken to be for timm's, if the network is

@@ -149,19 +149,26 @@ def kd(
     """Knowledge distillation from an outside, frozen teacher (Hinton et al. 2015; the rows of DKS's Table 6).
 
     Args:
-        teacher: images to logits over the same classes; of several networks, the mean probability teaches.
+        teacher: images to logits over the same classes; of several networks, each teaches with its part of the weight,
+            which is to learn from their mean probability.
         students: who mimics the teacher.
         deep_supervision: whether the branches learn from the labels too ("+DS").
-        weight: of every student's mimicry.
+        weight: of every student's mimicry, of all networks together.
         temperature: T; DKS tried 1, 2, 5, 10 and 20.
         divergence: `kl`, or one of `Objective`'s others.
         decoupled: weights of the two parts of `decoupled`.
+
+    Raises:
+        UserError: the students, the divergence or the temperature are none, or there is no teacher.
     """
     if students not in ("main", "branches", "all"):
         raise UserError(f"the students are '{students}'; choose from: main, branches, all")
     labels = _everyone if deep_supervision else _main_only
-    row = partial(_outside_row, students=students, weight=weight)
-    return Objective(labels, row, temperature, teacher, divergence=divergence, decoupled=decoupled)
+    networks = 1 if isinstance(teacher, nn.Module) else len(teacher)
+    if not networks:
+        raise UserError("kd needs a teacher; this is an empty list")
+    rows = partial(_outside_rows, students=students, weight=weight, networks=networks)
+    return Objective(labels, rows, temperature, teacher, divergence=divergence, decoupled=decoupled)
 
 
 def _everyone(count: int) -> Vector:
@@ -195,6 +202,6 @@ def _further_row(count: int, weight: float) -> Matrix:
     return (*(((0.0,) * count,) * count), (weight,) * count)
 
 
-def _outside_row(count: int, students: str, weight: float) -> Matrix:
-    row = tuple(weight * (students == "all" or (q == 0) == (students == "main")) for q in range(count))
-    return (*(((0.0,) * count,) * count), row)
+def _outside_rows(count: int, students: str, weight: float, networks: int) -> Matrix:
+    row = tuple(weight / networks * (students == "all" or (q == 0) == (students == "main")) for q in range(count))
+    return (*(((0.0,) * count,) * count), *(row,) * networks)

@@ -42,7 +42,7 @@ Matrix = tuple[Vector, ...]
 Supervision = Sequence[float] | Mapping[str, float] | Callable[[int], Sequence[float]]
 Mimicry = Sequence[Sequence[float]] | Mapping[str, float] | Callable[[int], Sequence[Sequence[float]]]
 Taught: TypeAlias = "Tensor | Sequence[Tensor] | Classified | None"  # of one, or of several together
-TEACHER = "teacher"  # the outside teacher's name in pairs
+TEACHER = "teacher"  # the outside network's name in pairs; of several: teacher1, teacher2, ...
 ANY = "*"  # everyone's
 
 
@@ -86,10 +86,10 @@ class Objective(nn.Module):
         mimicry: [C, C] weights, mu in DHM's Eq. 9: entry [p, q] is how much p teaches q, and the diagonal is ignored;
             or a mapping of pairs, `{"b1->main": 1, "main->*": 0.5}`, the others 0, of two that mean the same pair the
             later; or a function from C to the weights. Further teachers are further rows, `teachers` first; the
-            outside network's name in pairs is "teacher".
+            outside network's name in pairs is "teacher", those of several "teacher1", "teacher2" and so on.
         temperature: T; softens teachers and students in the mimicry terms, which are multiplied by T^2.
-        teacher: an outside network, images to logits, or several, whose mean probability teaches. The objective keeps
-            frozen copies in eval mode, which follow `.to()` and stay out of `state_dict()`. Calls then need `images`.
+        teacher: an outside network, images to logits, or several, a row each. The objective keeps frozen copies in eval
+            mode, which follow `.to()` and stay out of `state_dict()`. Calls then need `images`.
         teachers: names of further teachers. `ensemble` is the mean of the classifiers' logits and `best` the classifier
             with the lowest loss in the batch; the logits of all others are given to every call as `taught`.
         divergence: of student from teacher: `kl`, the papers'; `standardised`, the same of logits that each image's
@@ -166,7 +166,13 @@ class Objective(nn.Module):
 
     def rows(self, names: Sequence[str]) -> tuple[str, ...]:
         """Names of the teachers, in the order of the mimicry's rows."""
-        return (*names, *self.teachers, *((TEACHER,) if self.teacher is not None else ()))
+        return (*names, *self.teachers, *self.outside)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Names of the outside networks, in the order of their rows."""
+        count = len(self._teachers)
+        return (TEACHER,) * count if count < 2 else tuple(f"{TEACHER}{number}" for number in range(1, count + 1))
 
     def described(self, names: Sequence[str]) -> dict[str, Any]:
         """What this objective is for a network with these classifiers, in plain values."""
@@ -228,6 +234,7 @@ class Objective(nn.Module):
                 raise UserError(f"mimics names no classifier '{name}'; {nearest(name, outputs.network)}")
         taught = self._with_own(taught or {}, outputs, targets, mimics)
         silent = [name in taught and taught[name] is None for name in self.teachers]
+        silent += [False] * len(self.outside)
         supervision, mimicry = _masked(*self.arrays(outputs.network), outputs.network, names, mimics, silent)
         device, dtype = logits[0].device, torch.promote_types(logits[0].dtype, torch.float32)
         outside = self._outside(images, taught, logits[0], temperature)
@@ -289,8 +296,10 @@ class Objective(nn.Module):
                     "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
                 )
             with torch.no_grad():
-                said = [check_teacher(TEACHER, each(images), main) for each in self._teachers]
-            found.append([each for logits in said for each in logits])
+                found += [
+                    check_teacher(name, each(images), main)
+                    for name, each in zip(self.outside, self._teachers, strict=True)
+                ]
         return torch.stack([self._softened(each, temperature) for each in found], 1) if found else None
 
     @torch.no_grad()
@@ -350,8 +359,8 @@ def _masked(
     """The arrays of the live classifiers; mimicry of silent teachers, and from or to others than `mimics`, is zero."""
     at = [network.index(name) for name in live]
     allowed = [mimics is None or name in mimics for name in network]
-    speaks = [*(not each for each in silent), True]  # the outside network always does
-    outside = [tuple(weight * on for weight in row) for row, on in zip(mimicry[len(network) :], speaks, strict=False)]
+    further = zip(mimicry[len(network) :], silent, strict=True)
+    outside = [tuple(weight * (not is_silent) for weight in row) for row, is_silent in further]
     inside = tuple(tuple(mimicry[p][q] * (allowed[p] and allowed[q]) for q in at) for p in at)
     return tuple(supervision[q] for q in at), inside + tuple(tuple(row[q] * allowed[q] for q in at) for row in outside)
 

@@ -5,6 +5,7 @@ In: `Objective.described`, as a run's environment.json keeps it. Out: a `Chart`.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def who_teaches_whom(kind: str, described: Mapping[str, Any], settings: Objectiv
     shown = base.transform_calculate(shown="datum.weight == 0 ? '·' : format(datum.weight, '.3~g')")
     text = shown.mark_text(dx=22, fontSize=12, color="currentColor").encode(text="shown:N")
     how = _how(described, settings) if any(map(any, table[1:])) else ""
-    roles = dict.fromkeys(name.partition(".")[0] for name in teachers)
+    roles = dict.fromkeys(name.partition(".")[0].rstrip(string.digits) for name in teachers)
     further = [EXPLAINED[each] for each in roles if each in EXPLAINED]
     return chart_of(
         f"{kind}: who teaches whom",

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from sidebranch.config.schema import Config
 from sidebranch.core.model import BranchedModel, Outputs
-from sidebranch.core.objective import TEACHER, Taught
+from sidebranch.core.objective import Taught
 from sidebranch.core.sampling import Draw
 from sidebranch.device import FullBatches
 from sidebranch.distributed.unused_gradients import UnusedGradients
@@ -118,7 +118,7 @@ class TrainStep:
         named = config.teachers_of(AVERAGE)
         self.average_teacher = None if average is None else AverageTeacher(named, average, inner)
         self.past = past
-        self._outside = (*self.objective.teachers, *((TEACHER,) if teachers else ()))
+        self._outside = (*self.objective.teachers, *self.objective.outside)
         self.finiteness = Finiteness(inner.names, fabric.device, self._outside)
         self.unused_gradients = UnusedGradients()
         if setup.may_skip_branches(config):
