@@ -16,6 +16,7 @@ from sidebranch.runs.folder import RunFolder
 
 RESULTS = Path(__file__).parent.parent / "results"
 CHEAP = "--model.branches auto --branches.width 1 --branches.pool 2 --branches.use '[b1]'"
+ONE = CHEAP.replace(" --branches.pool 2", "")
 BEST = "--objective.teachers '[best]' --objective.temperature 3 --objective.mimicry '{best->*: 1}'"
 ON_TOP = ("label smoothing", "CutMix", "mixup", "moving average", "twice as long")
 KINDS = {  # of branches, as tables call them, to a study's row
@@ -168,11 +169,11 @@ def epochs_table(study: str, epochs: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def gain_share(study: str) -> str:
-    """How much of DHM's gain the cheap setting has, over the seeds that all three rows have."""
+def gain_share(study: str, row: str = "DHM, cheap") -> str:
+    """How much of DHM's gain a cheaper row has, over the seeds that it, DHM and the baseline have."""
     errors, _ = errors_of(study)
-    seeds = set.intersection(*(set(errors[each]) for each in ("baseline", "DHM", "DHM, cheap")))
-    base, dhm, cheap = (sum(errors[each][seed] for seed in seeds) for each in ("baseline", "DHM", "DHM, cheap"))
+    seeds = set.intersection(*(set(errors[each]) for each in ("baseline", "DHM", row)))
+    base, dhm, cheap = (sum(errors[each][seed] for seed in seeds) for each in ("baseline", "DHM", row))
     return f"{100 * (base - cheap) / (base - dhm):.0f} %"
 
 
