@@ -116,7 +116,8 @@ def dashes(parts: Sequence[str]) -> alt.StrokeDash:
 
 
 def epochs() -> alt.X:
-    return alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(zero=False, nice=False))
+    whole = "datum.value % 1 ? '' : format(datum.value, 'd')"  # ticks come by width: two epochs would have three
+    return alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, labelExpr=whole), scale=alt.Scale(zero=False, nice=False))
 
 
 def rounded(values: Sequence[Mapping[str, Any]], digits: int = 3) -> list[dict[str, Any]]:
