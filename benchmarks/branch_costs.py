@@ -22,7 +22,7 @@ from sidebranch.inspect.cost import costs
 from sidebranch.network import build_network
 from sidebranch.runs.folder import environment
 from sidebranch.study.spec import read_study
-from sidebranch.train.setup import build_sampler
+from sidebranch.train.setup import build_objective, build_sampler
 
 RESULTS = Path(__file__).parent.parent / "results"
 # Groups of b1 and b2's convolutions, as published: their cost alone, to see whether training is worth it.
@@ -36,8 +36,8 @@ def shape_of(config: Config) -> tuple[int, int, int]:
 
 def step_of(config: Config, device: torch.device) -> OurStep:
     net = build_network(config, 100, shape_of(config))
-    sampler = build_sampler(config.sampling, net.names)
-    return OurStep(net, config.method, device, config.branches.batch_fraction, sampler)  # pyright: ignore[reportArgumentType]
+    sampler, objective = build_sampler(config.sampling, net.names), build_objective(config)
+    return OurStep(net, config.method, device, config.branches.batch_fraction, sampler, objective)  # pyright: ignore[reportArgumentType]
 
 
 def grouped(config: Config, groups: int, device: torch.device) -> OurStep:
@@ -74,9 +74,13 @@ def main() -> None:
     device = torch.device("cpu")
     rows = {row.variant: row.config(flags) for row in read_study(options.study).rows}
     rows = {name: config for name, config in rows.items() if not options.only or name in options.only}
+    if costlier := [
+        name for name, config in rows.items() if config.optim.ema or {*config.teachers} - {"best", "ensemble"}
+    ]:
+        raise SystemExit(f"averages and the past are not in this step: leave out {costlier} with --only")
     steps = {name: step_of(config, device) for name, config in rows.items()}
     shares = {name: share_on(config) for name, config in rows.items()}
-    for name, groups in GROUPED.items() if options.study == "cheap-branches" else ():
+    for name, groups in GROUPED.items() if options.study == "cheap-branches" and not options.only else ():
         steps[name], shares[name] = grouped(rows["DHM"], groups, device), 1.0
     first = rows["baseline"]
     size = first.data.batch_size
@@ -90,7 +94,7 @@ def main() -> None:
         time = statistics.fmean(ratios) if "drawn" in name else statistics.median(ratios)
         low, _, high = statistics.quantiles(ratios, n=4)
         row = {"variant": name, "time": round(time, 3), "low": round(low, 3), "high": round(high, 3)}
-        row["macs"] = round(multiplies(steps[name].net, rows.get(name, rows["DHM"])), 3)
+        row["macs"] = round(multiplies(steps[name].net, rows[name] if name in rows else rows["DHM"]), 3)
         found.append(row | {"ms": quartiles(taken)})
         print(f"{time:5.2f} ({low:.2f}-{high:.2f})  {name}")
     out = RESULTS / options.study / "costs.json"

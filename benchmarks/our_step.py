@@ -23,6 +23,7 @@ class OurStep:
         device: torch.device,
         share: float = 1.0,
         sampler: sb.Bernoulli | sb.Fixed = sb.Fixed(),
+        objective: sb.Objective | None = None,
     ) -> None:
         choices = resolve(RuntimeConfig(), device, steps=WORTH_COMPILING)
         self.layout = torch.channels_last if choices.channels_last else torch.contiguous_format
@@ -32,7 +33,7 @@ class OurStep:
         self.optimizer = torch.optim.SGD(
             net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=device.type == "cuda"
         )
-        self.objective = {"baseline": sb.baseline, "dsl": sb.dsl, "dhm": sb.dhm}[method]()
+        self.objective = objective or {"baseline": sb.baseline, "dsl": sb.dsl, "dhm": sb.dhm}[method]()
         self.sampler, self.share, self.done = sampler, share, 0
         self.meter, self.finiteness = Meter(net.names, device, 100), Finiteness(net.names, device)
 

@@ -102,7 +102,7 @@ def cheap_table(study: str) -> str:
     for variant in dict.fromkeys([*costs, *(each for each in errors if each not in known)]):
         time = f"{costs[variant]:.2f}" if variant in costs else ""
         if variant not in errors:
-            lines.append(f"| {variant} | | {time} | not trained | | | |")
+            lines.append(f"| {variant} | {macs.get(variant, '')} | {time} | not trained | | | |")
             continue
         values = errors[variant]
         less = "" if variant == "baseline" else change(errors, variant, "baseline", images)
@@ -175,6 +175,13 @@ def gain_share(study: str, row: str = "DHM, cheap") -> str:
     seeds = set.intersection(*(set(errors[each]) for each in ("baseline", "DHM", row)))
     base, dhm, cheap = (sum(errors[each][seed] for seed in seeds) for each in ("baseline", "DHM", row))
     return f"{100 * (base - cheap) / (base - dhm):.0f} %"
+
+
+def grouped(channels: int, side: int, groups: int) -> str:
+    """A grouped convolution's time as a multiple of the dense one's."""
+    rows = json.loads((RESULTS / "bench" / "grouped.json").read_text(encoding="utf-8"))["rows"]
+    found = [row for row in rows if (row["channels"], row["side"], row["groups"]) == (channels, side, groups)]
+    return f"{found[0]['time']:.2f}"
 
 
 def told_costs(study: str) -> str:

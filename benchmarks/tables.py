@@ -143,17 +143,18 @@ All 50,000 images, DHM Table 1's recipe at a fifth of its length (34 epochs, bf1
 ## Photographs, from scratch
 
 RegNetX-200MF from scratch with automatic branches, 2,000 training images of 10 classes at 96x96, 30 epochs, 600
-validation images; alone, and on top of label smoothing (0.1), CutMix (1) and mixup (0.2). "Less" is the paired
-difference that branches make, with its 95 % interval over the seeds. "DHM, cheap" is the [cheap
-setting](#what-branches-cost), which was chosen on other images and another network.
-(`sidebranch study mine-on-top --data.root data/imagenette-small --model.name regnetx_002 --data.image_size 96
---data.resize 112 --data.workers 0 --optim.epochs 30`; rows in `results/mine-on-top/`, two earlier seeds of baseline and
-DHM in `results/imagenette-small/`.) CutMix and mixup alone are worse than the baseline here, by
-{research.change(on_photos, "CutMix", "baseline", images)} and {research.change(on_photos, "mixup", "baseline", images)}
-points. Label smoothing is not told apart from it
-({research.change(on_photos, "label smoothing", "baseline", images)}). No combination is better than the branches alone;
-CutMix with DHM is where the plain baseline is ({research.change(on_photos, "CutMix and DHM", "baseline", images)}).
-DHM with seeds 1 to 4 on top of the three was trained on an H200, the rest on CPUs.
+validation images; alone, and on top of label smoothing (0.1), CutMix (1), mixup (0.2) and a moving average (0.99).
+"Less" is the paired difference that branches make, with its 95 % interval over the seeds. "DHM, cheap" is the [cheap
+setting](#what-branches-cost), which was chosen on other images and another network. (`sidebranch study mine-on-top
+--data.root data/imagenette-small --model.name regnetx_002 --data.image_size 96 --data.resize 112 --data.workers 0
+--optim.epochs 30`; rows in `results/mine-on-top/`, two earlier seeds of baseline and DHM in
+`results/imagenette-small/`.) CutMix and mixup alone are worse than the baseline here, by
+{research.change(on_photos, "CutMix", "baseline", images)} and
+{research.change(on_photos, "mixup", "baseline", images)} points. Label smoothing is not told apart from it
+({research.change(on_photos, "label smoothing", "baseline", images)}). No combination is better than the branches
+alone; CutMix with DHM is where the plain baseline is
+({research.change(on_photos, "CutMix and DHM", "baseline", images)}). DHM with seeds 1 to 4 on top of the three was
+trained on an H200, the rest on CPUs.
 
 {research.on_top_table("mine-on-top")}
 
@@ -230,38 +231,38 @@ What branches cost, as multiples of the baseline, and what makes them cost less 
 
 {flag_table(bench)}
 
-**Two cheap settings: one branch, as wide as main** ("one branch", `{research.ONE}`), **and the same on features of
-half the resolution** ("cheap", `{research.CHEAP}`). Where DHM helps (`sidebranch study cheap-setting`: ResNet-32, 10,000
-images, 40 epochs, `results/cheap-setting/`) the first has {research.gain_share("cheap-setting", "DHM, one branch")} of
-DHM's gain and the second {research.gain_share("cheap-setting")}, over the seeds in common; errors on the 10,000
-validation images. Time is that of a step, in turns on one quiet thread (`python benchmarks/branch_costs.py
-cheap-setting`). Which machine trained a run is in its `environment.json`: an H200 most of seeds 0 to 2, a CPU the rest.
-Seeds 0 and 1 on a CPU gave cheap {research.gain_share("cheap-setting-cpu")} (`results/cheap-setting-cpu/`).
+**Two cheap settings.** "Cheap" is one branch, as wide as main, on features of half the resolution
+(`{research.CHEAP}`); it was chosen on ResNet-20 (`results/cheap-branches-resnet20/`, where DHM itself is not told apart
+from the baseline). "One branch" is the same without pooling (`{research.ONE}`); it led the next table among what costs
+at most 1.3 times the baseline's time. Where DHM helps (`sidebranch study cheap-setting`: ResNet-32, 10,000 images, 40
+epochs, `results/cheap-setting/`) cheap has {research.gain_share("cheap-setting")} of DHM's gain and one branch
+{research.gain_share("cheap-setting", "DHM, one branch")}, over the seeds in common; errors on the 10,000 validation
+images. Seeds 0 to 2 were trained on an H200, but for one branch, and the rest on a CPU. A CPU's seeds 0 and 1 had given
+cheap {research.gain_share("cheap-setting-cpu")} (`results/cheap-setting-cpu/`). Time is that of a step, in turns on one
+quiet thread (`python benchmarks/branch_costs.py cheap-setting --only baseline DHM 'DHM, cheap' 'DHM, one branch'`):
 
 {research.cheap_table("cheap-setting")}
 
-**How it was chosen: what carries the gain, and what costs** (`sidebranch study cheap-branches`,
-`results/cheap-branches/`), one factor at a time, on `cifar100/resnet32-held-out`: the same 10,000 images, validated on
-5,000 training images that are held out. Two seeds a row, whose runs have a standard deviation of 0.65 points: less than a
-point between two rows is noise. What is larger: branches must be there at the end (until the middle, the gain is gone),
-and see the whole batch (`branches.batch_fraction` harms, by ten points at a quarter); nothing is lost by one branch, by
-half the width, by a quarter of the blocks, or by mimicry in half of the steps. Pooling costs 0.6 to 1.0 points in each
-of three pairs of rows.
+**What carries the gain, and what costs** (`sidebranch study cheap-branches`, `results/cheap-branches/`), one factor at
+a time, on `cifar100/resnet32-held-out`: the same 10,000 images, validated on 5,000 training images that are held out;
+on an H200, what started late or was drawn on a CPU. Two seeds a row; runs of a row have a standard deviation of 0.65
+points, so that 1.35 tell two rows apart. Branches must be there at the end (until the middle, the gain is gone) and
+see the whole batch (`branches.batch_fraction` harms, by ten points at a quarter). One branch instead of two, half the
+width, a quarter of the blocks or mimicry in half of the steps lose nothing that two seeds would show. Hints: deep
+supervision alone has half of the gain, and pooling costs 0.6 to 1.0 in each of three pairs of rows.
 
 {research.cheap_table("cheap-branches")}
 
-Grouped convolutions save multiply-adds, not as much time (`python benchmarks/grouped.py`, `results/bench/grouped.json`):
-a register holds 16 channels, and a group with fewer fills it no better, so that 4 groups of 32 channels take as long as
-2, and 8 take longer; and where a stage widens, as many groups as channels are no depth-wise convolution to the library,
-three of which take a sixth of such a step.
-
-The same study on ResNet-20 and 5,000 images for 30 epochs, where DHM itself is not told apart from the baseline, told
-nothing apart (`results/cheap-branches-resnet20/`).
+Grouped convolutions save multiply-adds, and less time (`python benchmarks/grouped.py`, `results/bench/grouped.json`): a
+register holds 16 channels, and a group with fewer fills it no better. Of 32 channels at 16x16, 2 groups take
+{research.grouped(32, 16, 2)} of the dense convolution's time, 4 groups {research.grouped(32, 16, 4)} and 8 groups
+{research.grouped(32, 16, 8)}. Depth-wise convolutions are fast ({research.grouped(32, 16, 32)}), but where a stage
+widens, as many groups as channels are no depth-wise convolution to the library.
 
 ## On top of what people use
 
-The same 10,000 images and 40 epochs with label smoothing (0.1), CutMix (1) and mixup (0.2), each with and without the
-cheap branch, which learns from the same soft targets; "less" is the paired difference that branches make:
+The same 10,000 images and 40 epochs with label smoothing (0.1), CutMix (1), mixup (0.2) and a moving average (0.99),
+each with and without branches, which learn from the same soft targets; "less" is the paired difference that they make:
 
 {research.on_top_table("cheap-setting")}
 

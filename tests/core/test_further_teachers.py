@@ -87,5 +87,8 @@ def test_outside_networks_are_rows_of_their_own_behind_the_further_teachers(dive
         torch.testing.assert_close(loss.mimicry, wanted.mimicry)
     with pytest.raises(sb.UserError, match="names no pair 'teacher->main'.* or 'teacher1->main'"):
         sb.Objective(ONES, {"teacher->main": 1.0}, 1.0, [first, second]).arrays(NAMES)
-    with pytest.raises(sb.UserError, match="kd needs a teacher"):
-        sb.kd([])
+    for wrong in ([], None, iter([first])):
+        with pytest.raises(sb.UserError, match="kd needs a teacher"):
+            sb.kd(wrong)
+    with pytest.raises(sb.UserError, match="two teachers are called 'teacher1'"):
+        sb.Objective([1, 1], {"teacher1->main": 1.0}, 1.0, [first, second]).arrays(("main", "teacher1"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import sidebranch as sb
 from sidebranch.config.method import ObjectiveConfig
@@ -146,6 +147,8 @@ def test_the_arrays_are_drawn_as_they_were_trained():
     assert "T = 3, which goes to 1 in a line" in caption
     assert "Divergence: decoupled (1 for the label, 2 for the others)" in caption
     assert "rise from 0 over the first 8 epochs" in caption
+    outside = sb.kd([torch.nn.Identity(), torch.nn.Identity()]).described(("main",))
+    assert "teacher1, teacher2: outside networks" in who_teaches_whom("kd", outside).caption
     plain = who_teaches_whom("baseline", sb.baseline().described(("main",)))
     assert plain.rows == (("labels", "main", "1"),)
 

@@ -11,11 +11,14 @@ import sidebranch as sb
 from sidebranch.cli import main
 from sidebranch.data.augmentation.crops import FolderTransform, cut
 from sidebranch.data.datasets import read_dataset
+from sidebranch.device import Choices
 from sidebranch.evaluation.of_run import evaluate_reference, evaluate_run
 from sidebranch.network import build_network
+from sidebranch.runs import checkpoint
 from sidebranch.train.loop import train
 from sidebranch.train.setup import build_objective, may_fuse
-from training import changed, weights
+from sidebranch.train.signals import Interrupted
+from training import StopAt, changed, weights
 
 
 def test_one_branch_alone_trains_ships_and_is_evaluated(digits_config, folder):
@@ -171,3 +174,26 @@ def test_weights_whose_first_gradient_comes_late_train_on_any_device(digits_conf
     monkeypatch.setattr("sidebranch.train.setup.may_fuse", as_on_cuda)
     train(changed(digits_config, **groups), folder)
     assert asked == [not groups]
+
+
+def test_one_kernel_does_not_share_momentum_with_a_gradient_scaler(digits_config):
+    """A first step that overflows would leave torch's kernel with momentum that nobody wrote."""
+    cuda = torch.device("cuda")
+    scaled, plain = (Choices(precision, True, False, "") for precision in ("16-mixed", "bf16-mixed"))
+    adam = changed(digits_config, optim={"name": "adamw"})
+    assert not may_fuse(digits_config, scaled, cuda)
+    assert may_fuse(digits_config, plain, cuda)
+    assert may_fuse(changed(digits_config, optim={"momentum": 0.0, "nesterov": False}), scaled, cuda)
+    assert may_fuse(adam, scaled, cuda)
+    assert not may_fuse(changed(adam, optim={"clip": 1.0}), scaled, cuda)
+    assert not may_fuse(adam, plain, torch.device("cpu"))
+
+
+def test_a_resumed_run_takes_its_own_kernels_not_the_checkpoint_s(digits_config, folder, monkeypatch):
+    config = changed(digits_config, branches={"start_epoch": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("sidebranch.train.setup.may_fuse", lambda *_: True)
+        with pytest.raises(Interrupted):
+            train(config, folder, reporter=StopAt(2))
+    assert checkpoint.load(folder.last)["optimizer"]["param_groups"][0]["fused"]
+    train(config, folder, resume=True)

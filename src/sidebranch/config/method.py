@@ -102,7 +102,8 @@ class ObjectiveConfig:
             `{main: 1, b1: 0.5}`, the others 0; the method's own if empty.
         mimicry: weight of every mimicry term; or the weights themselves (mu in DHM's Eq. 9), a row a teacher and a
             column a student, `[[0, 1], [1, 0]]`, or by names, `{b1->main: 1, main->*: 0.5}`, where * is everyone and
-            the others are 0. The outside teacher of method kd is the last row, or `teacher`.
+            the others are 0. The outside teacher of method kd is the last row, or `teacher`; several are the last rows,
+            or `teacher1`, `teacher2` and so on.
         direction: who teaches whom in dks and dhm, if mimicry is one weight: `both`; `top_down`, only the deeper
             teaches; `bottom_up`, only the shallower.
         teachers: dks, dhm: further teachers of every classifier: `average`, the moving average of the network, by the

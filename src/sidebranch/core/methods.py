@@ -150,7 +150,7 @@ def kd(
 
     Args:
         teacher: images to logits over the same classes; of several networks, each teaches with its part of the weight,
-            which is to learn from their mean probability.
+            which under `kl` and `standardised` is to learn from their mean probability.
         students: who mimics the teacher.
         deep_supervision: whether the branches learn from the labels too ("+DS").
         weight: of every student's mimicry, of all networks together.
@@ -164,10 +164,10 @@ def kd(
     if students not in ("main", "branches", "all"):
         raise UserError(f"the students are '{students}'; choose from: main, branches, all")
     labels = _everyone if deep_supervision else _main_only
-    networks = 1 if isinstance(teacher, nn.Module) else len(teacher)
-    if not networks:
-        raise UserError("kd needs a teacher; this is an empty list")
-    rows = partial(_outside_rows, students=students, weight=weight, networks=networks)
+    given = [teacher] if isinstance(teacher, (nn.Module, str)) else teacher
+    if not isinstance(given, Sequence) or not given:
+        raise UserError(f"kd needs a teacher, images to logits, or a list of them, not {teacher!r}")
+    rows = partial(_outside_rows, students=students, weight=weight, networks=len(given))
     return Objective(labels, rows, temperature, teacher, divergence=divergence, decoupled=decoupled)
 
 

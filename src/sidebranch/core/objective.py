@@ -145,7 +145,7 @@ class Objective(nn.Module):
     def arrays(self, names: Sequence[str]) -> tuple[Vector, Matrix]:
         """The two arrays for a network with these classifiers; the mimicry's diagonal set to zero."""
         count, teachers = len(names), self.rows(names)
-        if twice := [name for name in self.teachers if teachers.count(name) > 1]:
+        if twice := [name for name in teachers if teachers.count(name) > 1]:
             raise UserError(f"two teachers are called '{twice[0]}'; give each its own name")
         rows = len(teachers)
         supervision = _vector(self.supervision, names)

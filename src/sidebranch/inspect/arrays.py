@@ -17,12 +17,13 @@ from sidebranch.inspect.chart import Chart, chart_of
 LABELS = "labels"
 ROW = 34  # pixels
 PLAIN = ObjectiveConfig()
+TEACHER = "teacher"  # as `core.objective` has it, which would import torch
 EXPLAINED = {
     "average": "average: the moving average of the network",
     "past": "past: the prediction of the epoch before for the same image",
     "ensemble": "ensemble: the mean of the classifiers' logits",
     "best": "best: the classifier with the lowest loss in the batch",
-    "teacher": "teacher: an outside network",
+    TEACHER: "teacher: an outside network",
 }
 
 
@@ -55,8 +56,10 @@ def who_teaches_whom(kind: str, described: Mapping[str, Any], settings: Objectiv
     shown = base.transform_calculate(shown="datum.weight == 0 ? '·' : format(datum.weight, '.3~g')")
     text = shown.mark_text(dx=22, fontSize=12, color="currentColor").encode(text="shown:N")
     how = _how(described, settings) if any(map(any, table[1:])) else ""
-    roles = dict.fromkeys(name.partition(".")[0].rstrip(string.digits) for name in teachers)
+    roles = dict.fromkeys(name.partition(".")[0] for name in teachers)
     further = [EXPLAINED[each] for each in roles if each in EXPLAINED]
+    several = [name for name in teachers if name.rstrip(string.digits) == TEACHER != name]
+    further += [f"{', '.join(several)}: outside networks"] if several else []
     return chart_of(
         f"{kind}: who teaches whom",
         "Weights in the loss: of the labels (first row) and of what each classifier learns from each teacher."

@@ -17,6 +17,8 @@ from sidebranch.config.schema import OptimConfig
 from sidebranch.core.model import BranchedModel
 from sidebranch.errors import UserError
 
+KERNELS = ("fused", "foreach")  # options of torch's optimisers
+
 
 def build_optimizer(config: OptimConfig, net: BranchedModel, fused: bool = False) -> Optimizer:
     """The optimiser; `schedule.learning_rate` sets its rate at every step.
@@ -38,6 +40,14 @@ def build_optimizer(config: OptimConfig, net: BranchedModel, fused: bool = False
         return SGD(parameters, config.lr, momentum=config.momentum, nesterov=config.nesterov, **common)
     kind = Adam if config.name == "adam" else AdamW
     return kind(parameters, config.lr, betas=config.betas, amsgrad=config.amsgrad, **common)
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Loads a checkpoint's state, and keeps the choice of kernels, which is that of this device and version."""
+    chosen = [{name: group[name] for name in KERNELS if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kernels in zip(optimizer.param_groups, chosen, strict=True):
+        group.update(kernels)
 
 
 def _parameter_groups(config: OptimConfig, net: BranchedModel) -> Any:

@@ -180,12 +180,14 @@ def build_past(config: Config, dataset: Dataset, fabric: Fabric) -> PastTeacher 
 def may_fuse(config: Config, choices: Choices, device: torch.device) -> bool:
     """Whether one kernel may update all weights, on CUDA devices.
 
-    Not if a gradient scaler must unscale to clip. Nor SGD if some weights get their first gradient after others:
-    torch's kernel wants all momentum buffers to exist, or none.
+    Not if a gradient scaler must unscale to clip. Nor SGD's momentum if some weights get their first gradient after
+    others, because torch's kernel wants all buffers to exist, or none; or with a scaler: a first step that overflows is
+    skipped after the buffers were allocated, and before anything was written into them.
     """
-    scales_and_clips = choices.precision == "16-mixed" and config.optim.clip > 0
-    lacks_buffers = config.optim.name == "sgd" and config.optim.momentum > 0 and may_skip_parameters(config)
-    return device.type == "cuda" and not scales_and_clips and not lacks_buffers
+    scales, has_momentum = choices.precision == "16-mixed", config.optim.name == "sgd" and config.optim.momentum > 0
+    if (scales and config.optim.clip > 0) or (has_momentum and (scales or may_skip_parameters(config))):
+        return False
+    return device.type == "cuda"
 
 
 def train_new_layers_only(net: BranchedModel, only: bool) -> None:

@@ -18,6 +18,7 @@ from sidebranch.runs.atomic_files import BackgroundWriter
 from sidebranch.runs.export import write_backbone
 from sidebranch.runs.folder import RunFolder
 from sidebranch.runs.headline import Headline
+from sidebranch.train.optimizer import restore_optimizer
 from sidebranch.train.setup import Networks
 from sidebranch.train.step import TrainStep
 
@@ -83,7 +84,7 @@ class State:
             UserError: it belongs to another network or to other data.
         """
         checkpoint.restore(self.networks.inner, state["model"], self.folder.root)
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         if self.networks.ema is not None:
             self.networks.ema.module.load_state_dict(state["ema"])
         if self.networks.average is not None and self.networks.ema is None:
