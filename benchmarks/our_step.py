@@ -35,7 +35,10 @@ class OurStep:
         )
         self.objective = objective or {"baseline": sb.baseline, "dsl": sb.dsl, "dhm": sb.dhm}[method]()
         self.sampler, self.share, self.done = sampler, share, 0
-        self.meter, self.finiteness = Meter(net.names, device, 100), Finiteness(net.names, device)
+        self.meter, self.finiteness = (
+            Meter(net.names, device, 100),
+            Finiteness(net.names, device, self.objective.teachers),
+        )
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         self.done += 1
