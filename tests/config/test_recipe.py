@@ -129,6 +129,13 @@ def test_a_flag_below_one_without_fields_is_told_from_it(capsys):
     assert "unknown argument '--output.root'; did you mean '--output'?" in capsys.readouterr().err
 
 
+def test_a_value_of_the_wrong_kind_gets_all_kinds_that_are_right(capsys):
+    """YAML takes {a:1} for one name."""
+    assert main(["train", "digits/demo", "--objective.mimicry", "{best->*:1}"]) == 2
+    said = capsys.readouterr().err
+    assert "it must be float or a list, such as [a, b] or a mapping, such as {a: 1}, with a space after" in said
+
+
 def test_a_folder_that_is_no_recipe_gets_the_command_that_trains_on_it(photos):
     with pytest.raises(sb.UserError, match=f"sidebranch train folder/scratch --data.root {photos}"):
         recipe.find(str(photos))

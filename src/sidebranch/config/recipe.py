@@ -215,8 +215,9 @@ def explain(error: Exception, valid: Iterable[str]) -> str:
     if found := re.search(r'Parser key "([\w.]+)": Expected an? (.*?)\.? Got value: (.*)', text):
         return f"{found[1]} is {found[3]}; it must be {_type_in_words(found[2])}"
     if found := re.search(r'Parser key "([\w.]+)": .*Subtypes: \[(.*?)\] Errors: .*Given value: (.*)', text):
-        kinds = re.findall(r"<class '\w+'>|typing\.Literal\[.*?\]", found[2])
-        return f"{found[1]} is {found[3]}; it must be {' or '.join(map(_type_in_words, kinds))}"
+        kinds = [*map(_type_in_words, re.findall(r"<class '\w+'>|typing\.Literal\[.*?\]", found[2]))]
+        kinds += [words for kind, words in COLLECTIONS.items() if f"{kind}[" in found[2]]
+        return f"{found[1]} is {found[3]}; it must be {' or '.join(kinds)}"
     return text
 
 
@@ -227,8 +228,11 @@ REMOVED_FLAGS = {
 }
 
 
+COLLECTIONS = {"tuple": "a list, such as [a, b]", "dict": "a mapping, such as {a: 1}, with a space after the colon"}
+
+
 def _type_in_words(name: str) -> str:
     name = name.replace("typing.", "").replace("<class '", "").replace("'>", "")
     if name.lower().startswith("tuple"):
-        return "a list, such as [a, b]"
+        return COLLECTIONS["tuple"]
     return re.sub(r"^Literal\[(.*)\]$", r"one of \1", name)
