@@ -151,8 +151,8 @@ setting](#what-branches-cost), which was chosen on other images and another netw
 `results/imagenette-small/`.) CutMix and mixup alone are worse than the baseline here, by
 {research.change(on_photos, "CutMix", "baseline", images)} and
 {research.change(on_photos, "mixup", "baseline", images)} points. Label smoothing is not told apart from it
-({research.change(on_photos, "label smoothing", "baseline", images)}). No combination is told apart, for the better, from the branches
-alone; CutMix with DHM is where the plain baseline is
+({research.change(on_photos, "label smoothing", "baseline", images)}). No combination is told apart, for the better,
+from the branches alone; CutMix with DHM is where the plain baseline is
 ({research.change(on_photos, "CutMix and DHM", "baseline", images)}). DHM with seeds 1 to 4 on top of the three was
 trained on an H200, the rest on CPUs.
 
