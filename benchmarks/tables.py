@@ -163,6 +163,11 @@ stays on top of them (the same command with `--optim.epochs 60`, `results/mine-o
 
 {research.on_top_table("mine-on-top-60-epochs")}
 
+**Another network, once** (`--model.name densenet_40_12 --data.image_size 32 --data.resize 36`, 30 epochs, one seed,
+`results/mine-on-top-densenet/`):
+
+{research.plain_table("mine-on-top-densenet")}
+
 The other classifiers of these runs are in `results/mine-on-top/table.md`. A step of the cheap setting takes
 {research.told_costs("mine-on-top")} (medians in turns on one quiet thread, `results/mine-on-top/costs.json`).
 
