@@ -64,7 +64,7 @@ def step_rows(device: torch.device, budget: float, models: Sequence[str]) -> Ite
         labels = torch.randint(0, 100, (batch,), device=device)
         for method in METHODS:
             slow = reference.Step(network(name, method).to(device), method)
-            fast = OurStep(network(name, method), method, device)
+            fast = OurStep(network(name, method), getattr(sb, method)(), device)
             # Of a network that is not compiled: a forward pass without its backward pass would disturb CUDA graphs.
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 slow.net(images)
@@ -121,7 +121,7 @@ def flag_rows(device: torch.device, budget: float) -> list[dict[str, Any]]:
     labels = torch.randint(0, 100, (128,), device=device)
     steps = {}
     for flag, (make, share, sampler) in FLAGS.items():
-        steps[flag] = OurStep(make(), "baseline" if flag == "baseline" else "dhm", device, share, sampler)
+        steps[flag] = OurStep(make(), sb.baseline() if flag == "baseline" else sb.dhm(), device, share, sampler)
     times = in_turns({flag: partial(s, images, labels) for flag, s in steps.items()}, device, budget * len(FLAGS))
     macs = {flag: _macs(step, images) for flag, step in steps.items()}
     rows = []
@@ -177,7 +177,7 @@ def _replica(barrier: Any, device_type: str, threads: int, budget: float) -> flo
     """Images a second of one run, from the moment that all are ready, for a budget of seconds."""
     torch.set_num_threads(threads)
     device = torch.device(device_type)
-    step = OurStep(network("cifar_resnet32", "dhm"), "dhm", device)
+    step = OurStep(network("cifar_resnet32", "dhm"), sb.dhm(), device)
     images, labels = torch.randn(128, 3, 32, 32, device=device), torch.randint(0, 100, (128,), device=device)
     for _ in range(3):
         seconds(partial(step, images, labels), device)

@@ -15,6 +15,7 @@ from our_step import OurStep, network
 from PIL import Image
 from timing import in_turns, peak_mib, quartiles, seconds, speedup
 
+import sidebranch as sb
 from sidebranch.config.data import EvalConfig
 from sidebranch.data.augmentation.batched import Augmentation, Normalisation
 from sidebranch.data.augmentation.crops import FolderTransform
@@ -48,7 +49,7 @@ def data_rows(device: torch.device, budget: float) -> dict[str, Any]:
     row: dict[str, Any] = {f"augmentation_{kind}_ms": quartiles(taken) for kind, taken in times.items()}
     row["augmentation_speedup"] = speedup(times["reference"], times["ours"])
     row["augmentation_images_per_second"] = round(128 / statistics.median(times["ours"]))
-    step = OurStep(network("cifar_resnet32", "dhm"), "dhm", device)
+    step = OurStep(network("cifar_resnet32", "dhm"), sb.dhm(), device)
     images, labels = next(loader.batches())
 
     def fixed() -> None:

@@ -36,8 +36,8 @@ def shape_of(config: Config) -> tuple[int, int, int]:
 
 def step_of(config: Config, device: torch.device) -> OurStep:
     net = build_network(config, 100, shape_of(config))
-    sampler, objective = build_sampler(config.sampling, net.names), build_objective(config)
-    return OurStep(net, config.method, device, config.branches.batch_fraction, sampler, objective)  # pyright: ignore[reportArgumentType]
+    sampler = build_sampler(config.sampling, net.names)
+    return OurStep(net, build_objective(config), device, config.branches.batch_fraction, sampler)
 
 
 def grouped(config: Config, groups: int, device: torch.device) -> OurStep:
@@ -50,7 +50,7 @@ def grouped(config: Config, groups: int, device: torch.device) -> OurStep:
                 parent, _, name = path.rpartition(".")
                 count = groups or math.gcd(layer.in_channels, layer.out_channels)
                 setattr(body.get_submodule(parent), name, torch.nn.Conv2d(*sizes, groups=count, bias=False))  # pyright: ignore[reportArgumentType]
-    return OurStep(net, "dhm", device)
+    return OurStep(net, sb.dhm(), device)
 
 
 def multiplies(net: sb.BranchedModel, config: Config) -> float:

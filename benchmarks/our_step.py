@@ -8,6 +8,7 @@ from torch import Tensor
 
 import sidebranch as sb
 from sidebranch.config.schema import RuntimeConfig
+from sidebranch.core.sampling import Sampler
 from sidebranch.device import WORTH_COMPILING, compile_network, resolve
 from sidebranch.metrics.meter import Meter
 from sidebranch.train.finiteness import Finiteness
@@ -19,26 +20,21 @@ class OurStep:
     def __init__(
         self,
         net: sb.BranchedModel,
-        method: str,
+        objective: sb.Objective,
         device: torch.device,
         share: float = 1.0,
-        sampler: sb.Bernoulli | sb.Fixed = sb.Fixed(),
-        objective: sb.Objective | None = None,
+        sampler: Sampler = sb.Fixed(),
     ) -> None:
         choices = resolve(RuntimeConfig(), device, steps=WORTH_COMPILING)
         self.layout = torch.channels_last if choices.channels_last else torch.contiguous_format
         self.net = net.to(device).to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
         compile_network(self.net, choices.compile)
         self.bf16 = choices.precision == "bf16-mixed"
-        self.optimizer = torch.optim.SGD(
-            net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=device.type == "cuda"
-        )
-        self.objective = objective or {"baseline": sb.baseline, "dsl": sb.dsl, "dhm": sb.dhm}[method]()
-        self.sampler, self.share, self.done = sampler, share, 0
-        self.meter, self.finiteness = (
-            Meter(net.names, device, 100),
-            Finiteness(net.names, device, self.objective.teachers),
-        )
+        fused = device.type == "cuda" and sampler.computes_all  # as `may_fuse` has it
+        self.optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=fused)
+        self.objective, self.sampler, self.share, self.done = objective, sampler, share, 0
+        self.meter = Meter(net.names, device, 100)
+        self.finiteness = Finiteness(net.names, device, objective.teachers)
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         self.done += 1

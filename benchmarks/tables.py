@@ -244,13 +244,13 @@ epochs, `results/cheap-setting/`) cheap has {research.gain_share("cheap-setting"
 {research.gain_share("cheap-setting", "DHM, one branch")}, over the seeds in common; errors on the 10,000 validation
 images. Seeds 0 to 2 were trained on an H200, but for one branch, and the rest on a CPU. A CPU's seeds 0 and 1 had given
 cheap {research.gain_share("cheap-setting-cpu")} (`results/cheap-setting-cpu/`). Time is that of a step, in turns on one
-quiet thread (`python benchmarks/branch_costs.py cheap-setting --only baseline DHM 'DHM, cheap' 'DHM, one branch'`):
+quiet thread (`python benchmarks/branch_costs.py cheap-setting --only ...` with these rows):
 
 {research.cheap_table("cheap-setting")}
 
 **What carries the gain, and what costs** (`sidebranch study cheap-branches`, `results/cheap-branches/`), one factor at
 a time, on `cifar100/resnet32-held-out`: the same 10,000 images, validated on 5,000 training images that are held out;
-on an H200, what started late or was drawn on a CPU. Two seeds a row; runs of a row have a standard deviation of 0.65
+on an H200, what started late on a CPU. Two seeds a row; runs of a row have a standard deviation of 0.65
 points, so that 1.35 tell two rows apart. Branches must be there at the end (until the middle, the gain is gone) and
 see the whole batch (`branches.batch_fraction` harms, by ten points at a quarter). One branch instead of two, half the
 width, a quarter of the blocks or mimicry in half of the steps lose nothing that two seeds would show. Hints: deep

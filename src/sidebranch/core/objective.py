@@ -290,7 +290,7 @@ class Objective(nn.Module):
                 raise UserError(f"this objective learns from '{name}': call it with taught={{'{name}': logits}}")
             given: Any = main.detach() if taught[name] is None else taught[name]
             found.append(check_teacher(name, given, main))
-        if self.teacher is not None:
+        if self._teachers:
             if images is None:
                 raise UserError(
                     "this objective has an outside teacher: call it as objective(outputs, targets, images=images)"
